@@ -1,0 +1,35 @@
+# make demo | test | detectron2 | test-detectron2 | lint
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   ?= output/demo
+
+.PHONY: demo test test-detectron2 detectron2 lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python tools/demo.py $(DEMO)
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/python -m pytest -m "not detectron2"
+
+# Detectron2 must be importable: make detectron2, or an uncompiled source tree on PYTHONPATH.
+test-detectron2: $(VENV)/.installed
+	$(BIN)/python -c "import detectron2" || (echo "Detectron2 does not import: make detectron2"; exit 2)
+	$(BIN)/python -m pytest -m detectron2
+
+# From its public repository, or from a checkout: make detectron2 DETECTRON2_SRC=DIR
+detectron2: $(VENV)/.installed
+	$(BIN)/pip install --quiet "setuptools<81" wheel ninja
+	$(BIN)/pip install --no-build-isolation $(if $(DETECTRON2_SRC),$(DETECTRON2_SRC),-r requirements-detectron2.txt)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[logging,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) output

@@ -1,0 +1,1 @@
+"""Any toolkit's ResNet checkpoint → one verified state dict → Detectron2's and other forms."""

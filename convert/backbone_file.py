@@ -1,0 +1,70 @@
+"""``backbone.pkl``: the file that Detectron2 reads, plus the conventions of its weights.
+
+``{"model": {name: array}, "__author__": ..., "matching_heuristics": True, "conventions": ...}``.
+Names are those of Detectron2's ResNet (``stem.conv1.weight``, ``res2.0.conv1.norm.bias``, ...);
+Detectron2 matches them by their longest suffix, so that ``res5`` finds the box head of a C4 model
+and the backbone of an FPN. It ignores the entry that it does not know.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convert.conventions import Conventions
+from convert.reading import read_checkpoint
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+AUTHOR = "MoCo transfer toolkit"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Arrays by Detectron2's names (float32; ``num_batches_tracked`` int64), and conventions."""
+
+    arrays: dict[str, np.ndarray]
+    conventions: Conventions
+
+
+def write_backbone(path: str | Path, backbone: Backbone) -> None:
+    """Write ``backbone`` to ``path`` atomically; the name must end in ``.pkl``."""
+    check_name(path)
+    content = {
+        "model": backbone.arrays,
+        "__author__": AUTHOR,
+        "matching_heuristics": True,
+        "conventions": backbone.conventions.to_dict(),
+    }
+    with atomic_write(path) as stream:
+        pickle.dump(content, stream, protocol=4)
+
+
+def check_name(path: str | Path) -> None:
+    """Detectron2 reads other names as torch files: refuse them. The folder must exist."""
+    if Path(path).suffix != ".pkl":
+        raise InputError(f"{str(path)!r} must end in .pkl: Detectron2 goes by the name")
+    if not Path(path).resolve().parent.is_dir():
+        raise InputError(f"there is no folder {str(Path(path).resolve().parent)!r}: make it first")
+
+
+def read_backbone(path: str | Path) -> Backbone:
+    """Read a ``backbone.pkl`` safely.
+
+    Raises InputError where the file is unsafe, empty, or carries no conventions.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{path} is no backbone file: make one with tools/convert_to_d2.py")
+    if "conventions" not in content:
+        raise InputError(
+            f"{path} does not say its conventions (channel order, mean, stride): convert the "
+            "original checkpoint with tools/convert_to_d2.py"
+        )
+    arrays = {name: np.asarray(array) for name, array in content["model"].items()}
+    if not arrays:
+        raise InputError(f"{path} holds no weights: convert the original checkpoint again")
+    return Backbone(arrays, Conventions.from_dict(content["conventions"], str(path)))

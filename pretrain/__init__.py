@@ -1,0 +1,1 @@
+"""The self-supervised half: Momentum Contrast (He et al., CVPR 2020; Chen et al., 2020)."""

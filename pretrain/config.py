@@ -1,0 +1,125 @@
+"""The pretraining recipe: every key, its default, and what it means.
+
+Defaults are MoCo v1 as published (section 4.1 of the paper and the official code).
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+from pretrain.images import ImageFolder
+from pretrain.views import ViewRecipe
+from runtime.errors import InputError
+
+# Keys that may differ between a run and its continuation: where and how, never what.
+NOT_PART_OF_THE_RECIPE = ("OUTPUT_DIR", "DEVICE", "DATA.ROOT", "DATA.NUM_WORKERS", "LOG_PERIOD")
+
+
+def default_cfg() -> CfgNode:
+    """A new configuration with every key at its default."""
+    return CfgNode(
+        {
+            "METHOD": "moco",  # moco, or supervised (cross-entropy on one sub-folder a class)
+            "MODEL": {
+                "ARCH": "resnet50",
+                "DIM": 128,  # of the output, L2-normalised
+                "MLP": False,  # MoCo v2's two-layer head
+                "QUEUE_SIZE": 65536,
+                "MOMENTUM": 0.999,  # of the key encoder
+                "TEMPERATURE": 0.07,
+                "BN_GROUP_SIZE": 32,  # images that share BN statistics (8 GPUs at batch 256)
+            },
+            "DATA": {
+                "ROOT": "",
+                "NUM_WORKERS": -1,  # -1: one a core, at most 8
+            },
+            "VIEWS": {
+                "CROP_SIZE": 224,
+                "CROP_SCALE": [0.2, 1.0],
+                "JITTER": [0.4, 0.4, 0.4, 0.4],  # brightness, contrast, saturation, hue
+                "JITTER_PROB": 1.0,
+                "GRAYSCALE_PROB": 0.2,
+                "GRAYSCALE_FIRST": True,  # v1: before the jitter; v2: after it
+                "BLUR_PROB": 0.0,
+                "BLUR_SIGMA": [0.1, 2.0],
+                "FLIP_PROB": 0.5,
+            },
+            "SOLVER": {
+                "BATCH_SIZE": 256,  # of all processes together
+                "BASE_LR": 0.03,
+                "SCHEDULE": "multistep",  # or cosine; the rate changes once an epoch
+                "MILESTONES": [120, 160],  # epochs
+                "GAMMA": 0.1,
+                "MOMENTUM": 0.9,
+                "WEIGHT_DECAY": 0.0001,  # of all parameters, BN and biases too
+                "EPOCHS": 200,
+            },
+            "CHECKPOINT_PERIOD": 1,  # epochs between checkpoints
+            "LOG_PERIOD": 20,  # steps between log lines
+            "SEED": 0,
+            "DEVICE": "auto",  # cuda where there is one
+            "OUTPUT_DIR": "",
+        }
+    )
+
+
+def view_recipe(cfg: CfgNode) -> ViewRecipe:
+    """The recipe of the views, from the keys ``VIEWS.*``."""
+    views = cfg.VIEWS
+    return ViewRecipe(
+        crop_size=views.CROP_SIZE,
+        crop_scale=tuple(views.CROP_SCALE),
+        jitter=tuple(views.JITTER),
+        jitter_prob=views.JITTER_PROB,
+        grayscale_prob=views.GRAYSCALE_PROB,
+        grayscale_first=views.GRAYSCALE_FIRST,
+        blur_prob=views.BLUR_PROB,
+        blur_sigma=tuple(views.BLUR_SIGMA),
+        flip_prob=views.FLIP_PROB,
+    )
+
+
+def check(cfg: CfgNode, folder: ImageFolder, world_size: int) -> None:
+    """Refuse a recipe that cannot run, or that would go wrong silently. One line each."""
+    batch, group, count = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE, len(folder.files)
+    if cfg.METHOD not in ("moco", "supervised"):
+        raise InputError(f"METHOD {cfg.METHOD!r} is not known: moco or supervised")
+    if cfg.SOLVER.SCHEDULE not in ("multistep", "cosine"):
+        raise InputError(f"SOLVER.SCHEDULE {cfg.SOLVER.SCHEDULE!r} is not multistep or cosine")
+    for key in ("EPOCHS", "BATCH_SIZE"):
+        if cfg.SOLVER[key] < 1:
+            raise InputError(f"SOLVER.{key} {cfg.SOLVER[key]} must be at least 1")
+    if batch > count:
+        raise InputError(
+            f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {str(folder.root)!r}"
+        )
+    if group < 2:
+        raise InputError(f"MODEL.BN_GROUP_SIZE {group} must be at least 2: BN needs a batch")
+    if batch % (group * world_size):
+        raise InputError(
+            f"SOLVER.BATCH_SIZE {batch} does not divide into BN groups of {group} on {world_size} "
+            f"process(es): make it a multiple of {group * world_size}, or change MODEL.BN_GROUP_SIZE"
+        )
+    if cfg.METHOD == "moco":
+        _check_moco(cfg, folder)
+
+
+def _check_moco(cfg: CfgNode, folder: ImageFolder) -> None:
+    batch, group = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE
+    count, queue = len(folder.files), cfg.MODEL.QUEUE_SIZE
+    if not 0 < cfg.MODEL.TEMPERATURE:
+        raise InputError(f"MODEL.TEMPERATURE {cfg.MODEL.TEMPERATURE} must be above 0")
+    if not 0 <= cfg.MODEL.MOMENTUM <= 1:
+        raise InputError(f"MODEL.MOMENTUM {cfg.MODEL.MOMENTUM} must lie in [0, 1]")
+    if queue < 1:
+        raise InputError(f"MODEL.QUEUE_SIZE {queue} must be at least 1")
+    if queue > count - batch:
+        raise InputError(
+            f"MODEL.QUEUE_SIZE {queue} is too large for {count} images and batch {batch}: keys of "
+            f"the same image would be negatives; at most {max(count - batch, 0)}"
+        )
+    if batch == group:
+        raise InputError(
+            f"one BN group holds the whole batch of {batch}: shuffled BN cannot hide the positive "
+            "key; make MODEL.BN_GROUP_SIZE smaller than SOLVER.BATCH_SIZE"
+        )

@@ -1,0 +1,150 @@
+"""Batches of views. Which image, in which order and how augmented: pure functions of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pretrain.images import ImageFolder
+from pretrain.views import ViewRecipe, apply, draw
+from runtime.errors import InputError
+from runtime.randomness import generator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of N images on one process.
+
+    Attributes:
+        views: ``view_count`` tensors N x 3 x S x S, uint8, RGB.
+        labels: int64 N; the class index, or -1 without classes.
+        indices: int64 N; which image of the folder.
+    """
+
+    views: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+class ViewDataset(Dataset):
+    """``dataset[epoch, index]``: the views of image ``index`` in that epoch, its label, its index.
+
+    A damaged image is returned as the InputError itself: raised in a worker process, its one line
+    would drown in the worker's traceback.
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        recipe: ViewRecipe,
+        view_count: int,
+        seed: int,
+        labels: list[int] | None,
+    ) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.view_count = view_count
+        self.seed = seed
+        self.labels = labels
+
+    def __getitem__(
+        self, where: tuple[int, int]
+    ) -> tuple[list[torch.Tensor], int, int] | InputError:
+        epoch, index = where
+        try:
+            image = self.folder.load(index)
+        except InputError as error:
+            return error
+        views = [self._view(image, epoch, index, view) for view in range(self.view_count)]
+        return views, self.labels[index] if self.labels is not None else -1, index
+
+    def _view(self, image: Image.Image, epoch: int, index: int, view: int) -> torch.Tensor:
+        rng = generator(self.seed, "augmentation", epoch, index, view)
+        parameters = draw(self.recipe, *image.size, rng)
+        pixels = np.asarray(apply(self.recipe, parameters, image))
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) pairs of this rank's share of every global batch from ``start_step`` on.
+
+    Each epoch is a permutation of all images; the incomplete last batch is dropped, as in the
+    official code. Rank r of W takes the r-th part of each global batch.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        total_steps: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.total_steps = total_steps
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.total_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps_per_epoch = self.count // self.batch_size
+        share = self.batch_size // self.world_size
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(self.start_step, self.total_steps):
+            epoch, position = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order = generator(self.seed, "sample order", epoch).permutation(self.count)
+                order_epoch = epoch
+            first = position * self.batch_size + self.rank * share
+            yield [(epoch, int(index)) for index in order[first : first + share]]
+
+
+def collate(samples: list[tuple[list[torch.Tensor], int, int] | InputError]) -> Batch | InputError:
+    """Stack samples to a :class:`Batch`; the first InputError among them instead, if any."""
+    good = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        good.append(sample)
+    views, labels, indices = zip(*good, strict=True)
+    return Batch(
+        tuple(torch.stack(view) for view in zip(*views, strict=True)),
+        torch.tensor(labels),
+        torch.tensor(indices),
+    )
+
+
+def build_loader(dataset: ViewDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
+    """DataLoader over the whole run; the number of workers changes speed and nothing else."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Workers draw nothing from torch's global generator; a fixed generator keeps it untouched.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def normalise(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:
+    """uint8 N x 3 x H x W to float32 with ImageNet's mean and standard deviation, on its device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    out = (images.float() / 255 - mean) / std
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out

@@ -1,0 +1,246 @@
+"""The training loop: the machinery around a method, the same for MoCo and the supervised arm."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from pretrain import checkpoint, schedule
+from pretrain.bn_groups import average_running_statistics_
+from pretrain.config import check, view_recipe
+from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
+from pretrain.images import ImageFolder
+from pretrain.methods import Method, MoCoMethod, SupervisedMethod
+from pretrain.pictures import save_views
+from runtime import rundir
+from runtime.distributed import barrier, is_main, mean_over_ranks, rank, world_size
+from runtime.errors import InputError
+from runtime.files import write_text
+from runtime.metrics import MetricsWriter, Progress, eta, set_up_logging
+
+log = logging.getLogger("moco")
+
+FINAL = "checkpoint_final.pth"
+MAX_WORKERS = 8
+
+
+def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
+    """Train the recipe ``cfg`` and return the path of the final checkpoint.
+
+    Runs in every process of the process group, if there is one. Raises InputError before anything
+    is written where the recipe, the images or the folder do not fit.
+    """
+    folder = ImageFolder.scan(cfg.DATA.ROOT)
+    check(cfg, folder, world_size())
+    method = _build_method(cfg, folder)
+    output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
+    barrier()
+    if not is_main():
+        set_up_logging(None, main=False)
+        return _Run(cfg, folder, method, output, resume).train()
+    with rundir.locked(output):
+        set_up_logging(output, main=True)
+        return _Run(cfg, folder, method, output, resume).train()
+
+
+def _build_method(cfg: CfgNode, folder: ImageFolder) -> Method:
+    torch.manual_seed(cfg.SEED)  # the only use of torch's global generator: the initial weights
+    if cfg.METHOD == "supervised":
+        return SupervisedMethod(cfg, len(folder.classes()))
+    return MoCoMethod(cfg)
+
+
+class _Run:
+    """One pretraining run: its model, optimiser, data and files."""
+
+    def __init__(
+        self, cfg: CfgNode, folder: ImageFolder, method: Method, output: Path, resume: bool
+    ) -> None:
+        self.cfg, self.folder, self.method, self.output = cfg, folder, method, output
+        self.device = _device(cfg)
+        self.steps_per_epoch = len(folder.files) // cfg.SOLVER.BATCH_SIZE
+        self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
+        self.fingerprint = folder.fingerprint()
+        method.model.to(self.device, memory_format=torch.channels_last)
+        method.model.train()
+        self.optimizer = torch.optim.SGD(
+            [p for p in method.model.parameters() if p.requires_grad],
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            fused=True,
+        )
+        self.start = self._resume() if resume else 0
+        method.set_step(self.start)
+
+    def _resume(self) -> int:
+        last = rundir.last_checkpoint(self.output)
+        if last is None:
+            log.info("--resume: no checkpoint in %s yet, starting at step 0", self.output)
+            return 0
+        step = checkpoint.resume(
+            last, self.cfg, self.method.model, self.optimizer, self.fingerprint
+        )
+        if step >= self.total_steps:
+            raise InputError(f"the run in {str(self.output)!r} has already finished: {last.name}")
+        log.info("resuming from %s at step %d of %d", last, step, self.total_steps)
+        return step
+
+    def train(self) -> Path:
+        """Run all steps that are left; return the final checkpoint's path."""
+        loader, dataset = self._data()
+        if is_main():
+            self._write_beginning(dataset)
+        barrier()
+        if not is_main():
+            self._loop(loader, None)
+            return self.output / FINAL
+        with MetricsWriter(self.output) as writer:
+            self._loop(loader, writer)
+        log.info("finished: %s", self.output / FINAL)
+        return self.output / FINAL
+
+    def _data(self) -> tuple[DataLoader, ViewDataset]:
+        labels = self.folder.labels() if self.method.name == "supervised" else None
+        dataset = ViewDataset(
+            self.folder, view_recipe(self.cfg), self.method.view_count, self.cfg.SEED, labels
+        )
+        batches = EpochBatches(
+            len(self.folder.files),
+            self.cfg.SOLVER.BATCH_SIZE,
+            self.total_steps,
+            self.cfg.SEED,
+            self.start,
+            rank(),
+            world_size(),
+        )
+        workers = self.cfg.DATA.NUM_WORKERS
+        if workers < 0:
+            workers = min(max((os.cpu_count() or 1) // world_size(), 1), MAX_WORKERS)
+        return build_loader(dataset, batches, workers), dataset
+
+    def _write_beginning(self, dataset: ViewDataset) -> None:
+        cfg = self.cfg
+        write_text(self.output / "config.yaml", cfg.dump())
+        rundir.rewind_metrics(self.output, self.start)
+        save_views(dataset, self.output / "views.png")
+        log.info(
+            "%s: %s, %d images below %s, %d steps (%d epochs of %d), global batch %d in BN groups "
+            "of %d on %d process(es), %s",
+            cfg.METHOD,
+            cfg.MODEL.ARCH,
+            len(self.folder.files),
+            cfg.DATA.ROOT,
+            self.total_steps,
+            cfg.SOLVER.EPOCHS,
+            self.steps_per_epoch,
+            cfg.SOLVER.BATCH_SIZE,
+            cfg.MODEL.BN_GROUP_SIZE,
+            world_size(),
+            self.device,
+        )
+        log.info("what the augmentation does to these images: %s", self.output / "views.png")
+
+    def _loop(self, loader: DataLoader, writer: MetricsWriter | None) -> None:
+        model = self._wrapped()
+        progress = Progress(self.start, self.total_steps)
+        batches = iter(loader)
+        for step in range(self.start, self.total_steps):
+            lr = self._set_lr(step // self.steps_per_epoch)
+            before = time.perf_counter()
+            batch = next(batches)
+            progress.waited(time.perf_counter() - before)
+            if isinstance(batch, InputError):
+                raise batch
+            loss, accuracy = self._step(model, batch)
+            done = step + 1
+            if done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps:
+                self._log(writer, progress, done, loss, accuracy, lr)
+            self._maybe_save(done)
+
+    def _step(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        result = self.method.step(model, batch, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        self.optimizer.step()
+        return result.loss.detach(), result.accuracy
+
+    def _wrapped(self) -> nn.Module:
+        if world_size() == 1:
+            return self.method.model
+        # Buffers stay each rank's own: the queue is equal by construction, BN must differ.
+        return DistributedDataParallel(self.method.model, broadcast_buffers=False)
+
+    def _set_lr(self, epoch: int) -> float:
+        solver = self.cfg.SOLVER
+        if solver.SCHEDULE == "cosine":
+            lr = schedule.cosine(solver.BASE_LR, epoch, solver.EPOCHS)
+        else:
+            lr = schedule.multistep(solver.BASE_LR, epoch, solver.MILESTONES, solver.GAMMA)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _log(
+        self,
+        writer: MetricsWriter | None,
+        progress: Progress,
+        done: int,
+        loss: torch.Tensor,
+        accuracy: torch.Tensor,
+        lr: float,
+    ) -> None:
+        loss_value, top1 = float(mean_over_ranks(loss)), float(mean_over_ranks(accuracy))
+        if loss_value != loss_value or abs(loss_value) == float("inf"):
+            raise RuntimeError(
+                f"the loss is {loss_value} at step {done}: the run has diverged; lower "
+                f"SOLVER.BASE_LR. Last good checkpoint: {rundir.last_checkpoint(self.output)}"
+            )
+        if writer is None:
+            return
+        figures = progress.report(done)
+        epoch = (done - 1) // self.steps_per_epoch
+        left = eta(figures.pop("eta_seconds"))
+        values = {"loss": loss_value, "acc1": top1, "lr": lr, "epoch": epoch}
+        writer.write(done - 1, values | figures)
+        log.info(
+            "step %d/%d  epoch %d  loss %.3f (chance %.2f)  acc1 %.1f %%  lr %.4f  %.2f s/step  "
+            "data wait %.0f %%  eta %s",
+            *(done, self.total_steps, epoch, loss_value, self.method.chance_loss, top1, lr),
+            *(figures["time"], figures["data_wait"] * 100, left),
+        )
+
+    def _maybe_save(self, done: int) -> None:
+        epoch, rest = divmod(done, self.steps_per_epoch)
+        final = done == self.total_steps
+        if not final and (rest or epoch % self.cfg.CHECKPOINT_PERIOD):
+            return
+        average_running_statistics_(self.method.model)
+        if is_main():
+            path = self.output / (FINAL if final else f"checkpoint_{epoch - 1:04d}.pth")
+            checkpoint.save(
+                path, self.cfg, self.method.model, self.optimizer, done, epoch, self.fingerprint
+            )
+        barrier()
+
+
+def _device(cfg: CfgNode) -> torch.device:
+    if cfg.DEVICE == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        name = cfg.DEVICE
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"DEVICE {name!r} is not known: auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("DEVICE cuda, but torch sees no GPU here: use DEVICE cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device

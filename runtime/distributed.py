@@ -1,0 +1,50 @@
+"""The few collective operations that this project needs, which also work without a process group."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Number of processes of this run; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Rank of this process; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the log."""
+    return rank() == 0
+
+
+@torch.no_grad()
+def all_gather(x: torch.Tensor) -> torch.Tensor:
+    """Concatenate ``x`` (N x ..., same shape everywhere) of all ranks along dimension 0, in order.
+
+    No gradient flows. Returns W·N x ...; ``x`` itself for one process.
+    """
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """Mean of ``x`` over all ranks, the same on each; a new tensor."""
+    total = x.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+        total /= world_size()
+    return total
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing for one process."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,104 @@
+"""Numbers of a run: JSON lines, TensorBoard, and one line of progress with the time left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from runtime.rundir import METRICS
+
+log = logging.getLogger("moco")
+
+
+class MetricsWriter:
+    """Appends to ``metrics.json`` and TensorBoard; a context manager that closes both.
+
+    TensorBoard is optional: without it the log says once what is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._stream: IO[str] = open(folder / METRICS, "a")  # noqa: SIM115
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board: SummaryWriter | None = SummaryWriter(str(folder))
+        except ImportError:
+            self._board = None
+            log.warning("no TensorBoard events: pip install 'moco-transfer[logging]'")
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Record ``values`` as those of ``iteration`` (0-based, as in Detectron2)."""
+        self._stream.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self._stream.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, iteration)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Progress:
+    """Measures steps per second, the share of time spent waiting for data, and the time left."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._total = total
+        self._mark(start)
+
+    def _mark(self, step: int) -> None:
+        self._step, self._time, self._wait = step, time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Add time during which the step waited for its batch."""
+        self._wait += seconds
+
+    def report(self, done: int) -> dict[str, float]:
+        """Figures since the last report, ``done`` steps being finished.
+
+        ``time`` (seconds per step), ``data_wait`` (share, 0 to 1) and ``eta_seconds``.
+        """
+        elapsed = time.perf_counter() - self._time
+        step_time = elapsed / max(done - self._step, 1)
+        figures = {
+            "time": step_time,
+            "data_wait": self._wait / max(elapsed, 1e-9),
+            "eta_seconds": step_time * (self._total - done),
+        }
+        self._mark(done)
+        return figures
+
+
+def eta(seconds: float) -> str:
+    """``h:mm:ss`` of a duration."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def set_up_logging(folder: Path | None, main: bool) -> None:
+    """Log to the terminal and to ``log.txt`` of the run folder; only the main process does."""
+    handlers: list[logging.Handler] = []
+    if main:
+        handlers.append(logging.StreamHandler())
+        if folder is not None:
+            handlers.append(logging.FileHandler(folder / "log.txt"))
+    logging.basicConfig(
+        level=logging.INFO if main else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        datefmt="%m/%d %H:%M:%S",
+        handlers=handlers or [logging.NullHandler()],
+        force=True,
+    )

@@ -1,0 +1,85 @@
+"""The folder of a run: one run at a time, nothing overwritten by accident, Detectron2's names."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+from runtime.files import write_text
+
+LAST_CHECKPOINT = "last_checkpoint"
+METRICS = "metrics.json"
+
+
+def prepare(output: str | os.PathLike[str], resume: bool) -> Path:
+    """Make the run folder, or take the existing one.
+
+    Raises InputError where the folder already holds a run and ``resume`` is off, where it holds
+    something else, or where no folder is named.
+    """
+    if not str(output):
+        raise InputError("OUTPUT_DIR is not set: name a folder for the run, OUTPUT_DIR DIR")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"OUTPUT_DIR {str(folder)!r} is a file: name another folder")
+    if not resume and ((folder / METRICS).exists() or (folder / LAST_CHECKPOINT).exists()):
+        raise InputError(
+            f"OUTPUT_DIR {str(folder)!r} already holds a run: continue it with --resume, or name "
+            "another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make OUTPUT_DIR {str(folder)!r}: {error.strerror}") from error
+    return folder
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. InputError if another process runs in it; freed if we are killed."""
+    with open(folder / ".lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"another run is using {str(folder)!r}: wait for it, or name another OUTPUT_DIR"
+            ) from error
+        yield
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that ``last_checkpoint`` names, or None where there is none yet."""
+    pointer = folder / LAST_CHECKPOINT
+    if not pointer.exists():
+        return None
+    checkpoint = folder / pointer.read_text().strip()
+    if not checkpoint.is_file():
+        raise InputError(f"{str(pointer)!r} names {checkpoint.name!r}, which is not there")
+    return checkpoint
+
+
+def set_last_checkpoint(checkpoint: Path) -> None:
+    """Make ``checkpoint`` the one that ``--resume`` continues from."""
+    write_text(checkpoint.parent / LAST_CHECKPOINT, checkpoint.name)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.json``, oldest first; a line cut short by a kill is left out."""
+    path = folder / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def rewind_metrics(folder: Path, iteration: int) -> None:
+    """Drop the lines of iterations >= ``iteration``, which a resumed run will write again."""
+    rows = [row for row in read_metrics(folder) if row["iteration"] < iteration]
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
