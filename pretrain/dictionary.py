@@ -23,6 +23,8 @@ def enqueue_(queue: torch.Tensor, pointer: torch.Tensor, keys: torch.Tensor) -> 
     count = keys.shape[0]
     kept = keys[-size:]
     # torch.arange on the queue's device: the pointer is never read back to the host
-    columns = (pointer + count - kept.shape[0] + torch.arange(len(kept), device=queue.device)) % size
+    columns = (
+        pointer + count - kept.shape[0] + torch.arange(len(kept), device=queue.device)
+    ) % size
     queue[:, columns] = kept.T.to(queue.dtype)
     pointer.copy_((pointer + count) % size)

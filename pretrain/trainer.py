@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from pretrain import checkpoint, schedule
@@ -21,7 +20,7 @@ from pretrain.images import ImageFolder
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
 from pretrain.pictures import save_views
 from runtime import rundir
-from runtime.distributed import barrier, is_main, mean_over_ranks, rank, world_size
+from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
 from runtime.errors import InputError
 from runtime.files import write_text
 from runtime.metrics import MetricsWriter, Progress, eta, set_up_logging
@@ -150,7 +149,7 @@ class _Run:
         log.info("what the augmentation does to these images: %s", self.output / "views.png")
 
     def _loop(self, loader: DataLoader, writer: MetricsWriter | None) -> None:
-        model = self._wrapped()
+        model = data_parallel(self.method.model)
         progress = Progress(self.start, self.total_steps)
         batches = iter(loader)
         for step in range(self.start, self.total_steps):
@@ -172,12 +171,6 @@ class _Run:
         result.loss.backward()
         self.optimizer.step()
         return result.loss.detach(), result.accuracy
-
-    def _wrapped(self) -> nn.Module:
-        if world_size() == 1:
-            return self.method.model
-        # Buffers stay each rank's own: the queue is equal by construction, BN must differ.
-        return DistributedDataParallel(self.method.model, broadcast_buffers=False)
 
     def _set_lr(self, epoch: int) -> float:
         solver = self.cfg.SOLVER

@@ -74,9 +74,7 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def build_cfg(
-    defaults: CfgNode, recipe: dict[str, Any], overrides: Sequence[str] = ()
-) -> CfgNode:
+def build_cfg(defaults: CfgNode, recipe: dict[str, Any], overrides: Sequence[str] = ()) -> CfgNode:
     """A clone of ``defaults`` with ``recipe`` and then ``KEY VALUE ...`` overrides merged in.
 
     Raises InputError for an unknown key (with the nearest known one), a wrong type, or an odd

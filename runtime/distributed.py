@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def world_size() -> int:
@@ -48,3 +52,16 @@ def barrier() -> None:
     """Wait for all ranks; nothing for one process."""
     if world_size() > 1:
         dist.barrier()
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """``model`` with its gradients averaged over the processes; itself for one process.
+
+    Buffers stay each process's own: what must be equal is equal by construction (the queue), and
+    what is not synchronised on purpose (BN statistics of a group) must not be overwritten.
+    """
+    if world_size() == 1:
+        return model
+    with warnings.catch_warnings():  # torch deprecates the option, and advises to keep it for this
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False)

@@ -1,0 +1,1 @@
+"""The detection half: recipes (the YAML files right here), data, engines, runs, comparison."""

@@ -1,0 +1,116 @@
+"""The reference engine: Detectron2's own models, DefaultTrainer and hooks.
+
+Data, draws, initial weights and evaluation come from the runner, as for the embedded engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.modeling import build_model
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from runtime.distributed import rank
+from runtime.errors import InputError
+from transfer.engines.base import Batch, Detections, Metrics, Predictor, Training, seed_iteration
+from transfer.engines.detectron2 import heads  # noqa: F401  registers Res5ROIHeadsExtraNorm
+from transfer.engines.detectron2.convert import from_instances, to_instances
+
+
+class Detectron2Engine:
+    """Runs where Detectron2 imports, compiled or as a source tree on PYTHONPATH."""
+
+    name = "detectron2"
+
+    def base_cfg(self) -> CfgNode:
+        """Detectron2's complete configuration."""
+        return get_cfg()
+
+    def check(self, cfg: CfgNode) -> None:
+        """Refuse what Detectron2 itself would refuse with a traceback."""
+        basic = cfg.MODEL.RESNETS.DEPTH in (18, 34)
+        if basic and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
+            raise InputError(
+                "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18/34 in Detectron2: run "
+                "this width with --engine embedded"
+            )
+
+    def versions(self) -> dict[str, str]:
+        """Detectron2's version."""
+        return {"detectron2": str(detectron2.__version__)}
+
+    def build_model(self, cfg: CfgNode) -> nn.Module:
+        """Detectron2's detector."""
+        return build_model(cfg)
+
+    def predictor(self, model: nn.Module) -> Predictor:
+        """Detectron2's outputs in the shared form."""
+
+        @torch.no_grad()
+        def predict(batch: Batch) -> Detections:
+            was_training = model.training
+            model.eval()
+            outputs = model(batch)
+            model.train(was_training)
+            return [from_instances(output["instances"]) for output in outputs]
+
+        return predict
+
+    def train(self, training: Training) -> None:
+        """DefaultTrainer, with the shared data and evaluation in its hooks."""
+        trainer = _trainer_class(self, training)(training.cfg)
+        model = trainer._trainer.model
+        trainer.register_hooks([_SeedIterations(training.cfg.SEED)])
+        if training.checkpoint is None:
+            training.initialise(getattr(model, "module", model))
+        else:
+            DetectionCheckpointer(getattr(model, "module", model))._load_model(
+                {"model": training.checkpoint["model"], "matching_heuristics": False}
+            )
+            trainer.load_state_dict(training.checkpoint["trainer"])
+            trainer.start_iter = training.start
+        trainer.train()
+
+
+class _SeedIterations(HookBase):
+    """Seeds each iteration as the embedded loop does."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        seed_iteration(self._seed, self.trainer.iter, rank())
+
+
+class _Batches:
+    """The shared batches with Detectron2's Instances; begins where the run does."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._batches:
+            yield [to_instances(sample) for sample in batch]
+
+
+def _trainer_class(engine: Detectron2Engine, training: Training) -> type[DefaultTrainer]:
+    """DefaultTrainer builds loaders and evaluators in class methods: give it ours."""
+    starts = iter([training.start])  # first the training's own loader, then PreciseBN's
+
+    class Trainer(DefaultTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode) -> _Batches:
+            return _Batches(training.batches(next(starts, 0)))
+
+        @classmethod
+        def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Metrics:
+            return training.evaluate(engine.predictor(getattr(model, "module", model)))
+
+    return Trainer

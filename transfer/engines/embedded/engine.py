@@ -1,0 +1,52 @@
+"""The embedded engine: our model code and a loop that follows Detectron2's step by step."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from transfer.engines.base import Batch, Detections, Predictor, Training
+from transfer.engines.embedded.rcnn import build_model
+from transfer.engines.embedded.training import train
+from transfer.recipe.defaults import default_cfg
+from transfer.recipe.load import check_honoured
+
+
+class EmbeddedEngine:
+    """Runs wherever torch and torchvision do."""
+
+    name = "embedded"
+
+    def base_cfg(self) -> CfgNode:
+        """The table of the keys that the embedded engine honours."""
+        return default_cfg()
+
+    def check(self, cfg: CfgNode) -> None:
+        """Refuse a key that is not honoured."""
+        check_honoured(cfg)
+
+    def versions(self) -> dict[str, str]:
+        """Nothing beyond torch and torchvision."""
+        return {}
+
+    def build_model(self, cfg: CfgNode) -> nn.Module:
+        """Our detector."""
+        return build_model(cfg)
+
+    def predictor(self, model: nn.Module) -> Predictor:
+        """The model itself: samples and detections are its own forms."""
+
+        @torch.no_grad()
+        def predict(batch: Batch) -> Detections:
+            was_training = model.training
+            model.eval()
+            detections = model(batch)
+            model.train(was_training)
+            return detections
+
+        return predict
+
+    def train(self, training: Training) -> None:
+        """Detectron2's default training loop."""
+        train(self, training)

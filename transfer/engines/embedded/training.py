@@ -1,0 +1,160 @@
+"""Detectron2's default training loop: the same steps in the same order, the same files."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+
+from runtime.distributed import barrier, data_parallel, is_main, rank
+from runtime.files import atomic_write
+from runtime.metrics import MetricsWriter, Progress, eta
+from runtime.rundir import set_last_checkpoint
+from transfer.engines.base import Batch, Metrics, Training, seed_iteration
+from transfer.engines.embedded.solver import build_optimizer, lr_factor
+
+if TYPE_CHECKING:
+    from transfer.engines.embedded.engine import EmbeddedEngine
+
+log = logging.getLogger("moco")
+
+LOG_PERIOD = 20  # iterations; also the window of the medians that are reported, as in Detectron2
+FINAL = "model_final.pth"
+
+
+def train(engine: EmbeddedEngine, training: Training) -> None:
+    """Train from ``training.start`` to SOLVER.MAX_ITER; checkpoint and evaluate on the way."""
+    loop = _Loop(engine, training)
+    if is_main():
+        with MetricsWriter(training.output) as writer:
+            loop.run(writer)
+    else:
+        loop.run(None)
+
+
+class _Loop:
+    def __init__(self, engine: EmbeddedEngine, training: Training) -> None:
+        self.engine, self.training, self.cfg = engine, training, training.cfg
+        self.max_iter: int = self.cfg.SOLVER.MAX_ITER
+        self.model = engine.build_model(self.cfg)
+        self.optimizer = build_optimizer(self.cfg, self.model)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.factor = lr_factor(self.cfg)
+        if training.checkpoint is None:
+            training.initialise(self.model)
+        else:
+            self.model.load_state_dict(training.checkpoint["model"])
+            state = training.checkpoint["trainer"]["_trainer"]["optimizer"]
+            self.optimizer.load_state_dict(state)
+        self.wrapped = data_parallel(self.model)
+        self.precise_bn = self._precise_bn_batches()
+        self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOG_PERIOD))
+
+    def run(self, writer: MetricsWriter | None) -> None:
+        self.model.train()
+        progress = Progress(self.training.start, self.max_iter)
+        batches = iter(self.training.batches(self.training.start))
+        for iteration in range(self.training.start, self.max_iter):
+            lr = self._set_lr(iteration)
+            before = time.perf_counter()
+            batch = next(batches)
+            progress.waited(time.perf_counter() - before)
+            self._step(iteration, batch)
+            metrics = self._after_step(iteration)
+            done = iteration + 1
+            if writer is not None and (done % LOG_PERIOD == 0 or done == self.max_iter or metrics):
+                self._write(writer, progress, iteration, lr, metrics)
+
+    def _set_lr(self, iteration: int) -> float:
+        factor = self.factor(iteration / self.max_iter)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        return self.cfg.SOLVER.BASE_LR * factor
+
+    def _step(self, iteration: int, batch: Batch) -> None:
+        seed_iteration(self.cfg.SEED, iteration, rank())
+        losses = self.wrapped(batch)
+        total = sum(losses.values())
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        self._record(iteration, {k: float(v.detach()) for k, v in losses.items()})
+
+    def _record(self, iteration: int, losses: dict[str, float]) -> None:
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            raise RuntimeError(
+                f"the loss is not finite at iteration {iteration} ({losses}): training has "
+                "diverged; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
+            )
+        for name, value in (losses | {"total_loss": total}).items():
+            self.recent[name].append(value)
+
+    def _after_step(self, iteration: int) -> Metrics:
+        """PreciseBN, checkpoint, evaluation, in Detectron2's order."""
+        done = iteration + 1
+        period, final = self.cfg.TEST.EVAL_PERIOD, done == self.max_iter
+        evaluate = final or (period > 0 and done % period == 0)
+        if evaluate and self.precise_bn is not None:
+            update_bn_stats(self.model, self.precise_bn, self.cfg.TEST.PRECISE_BN.NUM_ITER)
+        if final or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            self._save(iteration, FINAL if final else f"model_{iteration:07d}.pth")
+        if not evaluate:
+            return {}
+        return self.training.evaluate(self.engine.predictor(self.model))
+
+    def _precise_bn_batches(self) -> Iterator[Batch] | None:
+        """A second stream of training batches; its draws do not touch the training's."""
+        if not self.cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
+            return None
+        return _lazily(self.training)
+
+    def _save(self, iteration: int, name: str) -> None:
+        """In the layout of Detectron2's checkpoints."""
+        if is_main():
+            trainer = {"iteration": iteration, "optimizer": self.optimizer.state_dict()}
+            path: Path = self.training.output / name
+            with atomic_write(path) as stream:
+                torch.save(
+                    {
+                        "model": self.model.state_dict(),
+                        "trainer": {"iteration": iteration, "hooks": {}, "_trainer": trainer},
+                        "iteration": iteration,
+                    },
+                    stream,
+                )
+            set_last_checkpoint(path)
+        barrier()
+
+    def _write(
+        self,
+        writer: MetricsWriter,
+        progress: Progress,
+        iteration: int,
+        lr: float,
+        metrics: Metrics,
+    ) -> None:
+        done = iteration + 1
+        figures = progress.report(done)
+        left = eta(figures.pop("eta_seconds"))
+        losses = {name: median(values) for name, values in self.recent.items()}
+        flat = {f"{task}/{k}": v for task, values in metrics.items() for k, v in values.items()}
+        writer.write(iteration, losses | {"lr": lr} | figures | flat)
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        log.info(
+            "iter %d/%d  %s  lr %.5f  %.2f s/iter  data wait %.0f %%  eta %s",
+            *(done, self.max_iter, parts, lr, figures["time"], figures["data_wait"] * 100, left),
+        )
+
+
+def _lazily(training: Training) -> Iterator[Batch]:
+    batches: Iterable[Batch] = training.batches(0)
+    yield from batches

@@ -1,0 +1,1 @@
+"""One fine-tuning run: recipe, conventions, weights, training, evaluation, ``results.json``."""

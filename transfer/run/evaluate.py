@@ -1,0 +1,103 @@
+"""Evaluate a predictor on the test sets, the same for both engines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from fvcore.common.config import CfgNode
+
+from runtime.distributed import is_main, rank, world_size
+from runtime.files import write_text
+from transfer.data.catalog import Dataset
+from transfer.data.loader import build_test_loader
+from transfer.engines.base import Batch, Detections, Metrics, Predictor
+from transfer.evaluation import build_evaluator
+
+log = logging.getLogger("moco")
+
+DETECTIONS = "inference/coco_instances_results.json"
+
+
+def evaluate(
+    cfg: CfgNode, datasets: Sequence[Dataset], predict: Predictor, output: Path
+) -> Metrics:
+    """Metrics of ``predict`` on all test sets; with several, each task is ``NAME/task``.
+
+    The images are divided over the processes and gathered in their order. The detections of the
+    first set are written to ``inference/coco_instances_results.json`` of the run folder. Other
+    processes than the main one return an empty dict.
+    """
+    results: Metrics = {}
+    for position, dataset in enumerate(datasets):
+        evaluator = build_evaluator(dataset)
+        rows = []
+        for batch, detections in _gathered(_predicted(cfg, dataset, predict)):
+            evaluator.process(batch, detections)
+            rows += _rows(batch, detections)
+        if not is_main():
+            continue
+        if position == 0:
+            _write(rows, output / DETECTIONS)
+        for task, values in evaluator.evaluate().items():
+            results[task if len(datasets) == 1 else f"{dataset.name}/{task}"] = values
+            shown = "  ".join(f"{k} {values[k]:.2f}" for k in ("AP", "AP50", "AP75"))
+            log.info("%s %s: %s  (%s)", dataset.name, task, shown, evaluator.metric)
+    return results
+
+
+def _predicted(
+    cfg: CfgNode, dataset: Dataset, predict: Predictor
+) -> Iterator[tuple[Batch, Detections]]:
+    """This process's share of the images, each world-th one, with their detections."""
+    share = Dataset(
+        dataset.name,
+        dataset.records[rank() :: world_size()],
+        dataset.classes,
+        dataset.evaluator,
+        dataset.metadata,
+    )
+    for batch in build_test_loader(cfg, share):
+        found = [{k: v.cpu() for k, v in one.items()} for one in predict(batch)]
+        # without the pixels, which the evaluator does not need and the gathering would carry
+        yield [{k: v for k, v in sample.items() if k != "image"} for sample in batch], found
+
+
+def _gathered(
+    pairs: Iterator[tuple[Batch, Detections]],
+) -> Iterator[tuple[Batch, Detections]]:
+    """All processes' pairs in the order of the images, on the main process."""
+    if world_size() == 1:
+        yield from pairs
+        return
+    parts: list[Any] = [None] * world_size()
+    dist.gather_object(list(pairs), parts if is_main() else None)
+    if is_main():
+        longest = max(len(part) for part in parts)
+        for i in range(longest):
+            yield from (part[i] for part in parts if i < len(part))
+
+
+def _rows(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": sample["image_id"],
+            "file_name": str(sample["file_name"]),
+            "category_id": int(label),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(score),
+        }
+        for sample, found in zip(batch, detections, strict=True)
+        for (x1, y1, x2, y2), score, label in zip(
+            found["boxes"].tolist(), found["scores"], found["classes"], strict=True
+        )
+    ]
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(rows))

@@ -1,0 +1,253 @@
+"""One arm, one seed: fine-tune a detector under a recipe, evaluate it, and say what was done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convert.backbone_file import Backbone, read_backbone
+from convert.reading import read_checkpoint
+from runtime import rundir
+from runtime.distributed import barrier, is_main, rank, world_size
+from runtime.errors import InputError
+from runtime.files import sha256, write_text
+from runtime.metrics import set_up_logging
+from transfer.data.catalog import training_records
+from transfer.data.loader import build_train_loader
+from transfer.engines.base import Batch, Engine, Metrics, Predictor, Training
+from transfer.engines.select import select_engine
+from transfer.evaluation import build_evaluator
+from transfer.run import results
+from transfer.run.evaluate import evaluate
+from transfer.run.resolve import Resolved, resolve, step_generator_seed
+from transfer.run.weights import LoadReport, load_backbone, load_detector
+
+log = logging.getLogger("moco")
+
+RANDOM = "random"
+RESULTS = "results.json"
+BEGUN = "run.json"  # what the folder's run is, from its first moment on
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user asked for.
+
+    Attributes:
+        recipe: YAML file.
+        weights: ``backbone.pkl``, or for evaluation ``model_final.pth``; "random" for none.
+        overrides: KEY VALUE pairs.
+        output: run folder; None for the recipe's OUTPUT_DIR.
+        arm: name in a comparison.
+    """
+
+    recipe: str
+    weights: str
+    overrides: Sequence[str] = ()
+    train_data: Sequence[str] = ()
+    test_data: Sequence[str] = ()
+    engine: str = "auto"
+    seed: int | None = None
+    output: str | None = None
+    resume: bool = False
+    eval_only: bool = False
+    arm: str | None = None
+
+
+def finetune(job: Job) -> dict[str, Any]:
+    """Run ``job`` in this process (of the group, if there is one); return its results.
+
+    Raises InputError before anything is written where the input does not fit.
+    """
+    set_up_logging(None, is_main())
+    engine, reason = select_engine(job.engine)
+    backbone = _backbone(job)
+    resolved = resolve(
+        engine,
+        job.recipe,
+        job.overrides,
+        backbone.conventions if backbone else None,
+        job.train_data,
+        job.test_data,
+        job.seed,
+        job.output,
+    )
+    run = _Run(job, engine, reason, resolved, backbone)
+    if not is_main():
+        barrier()
+        return run.go()
+    output = rundir.prepare(resolved.cfg.OUTPUT_DIR, job.resume or job.eval_only)
+    with rundir.locked(output):
+        set_up_logging(output, main=True)
+        run.begin()
+        barrier()
+        return run.go()
+
+
+def _backbone(job: Job) -> Backbone | None:
+    """The weights to start from, read and checked; None for the random arm and for evaluation."""
+    if not job.weights:
+        raise InputError(
+            "no weights: give --weights FILE.pkl (tools/convert_to_d2.py makes one), or "
+            "--weights random to start from random weights on purpose"
+        )
+    if job.eval_only and job.weights == RANDOM:
+        raise InputError("--eval-only needs the weights of a detector: --weights model_final.pth")
+    if job.eval_only or job.weights == RANDOM:
+        return None
+    return read_backbone(job.weights)
+
+
+@dataclass
+class _Run:
+    job: Job
+    engine: Engine
+    engine_reason: str
+    resolved: Resolved
+    backbone: Backbone | None
+    report: LoadReport | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Say what will run; refuse to continue another run's folder."""
+        identity = {
+            "recipe_hash": self.resolved.recipe_hash,
+            "engine": self.engine.name,
+            "seed": self.resolved.cfg.SEED,
+            "weights_sha256": self._weights_sha256(),
+        }
+        begun = self.output / BEGUN
+        if self.job.resume and begun.exists():
+            before = json.loads(begun.read_text())
+            for key, value in identity.items():
+                if before.get(key) != value:
+                    raise InputError(
+                        f"{str(self.output)!r} belongs to another run: its {key} is "
+                        f"{before.get(key)!r}, asked for {value!r}; name another folder"
+                    )
+        if not self.job.eval_only:
+            write_text(begun, json.dumps(identity, indent=1))
+            write_text(self.output / "config.yaml", self.resolved.cfg.dump())
+        log.info("engine: %s (%s)", self.engine.name, self.engine_reason)
+        log.info("recipe: %s, weights: %s", self.job.recipe, self.job.weights)
+        for deviation in self.resolved.deviations:
+            log.info("deviates from the recipe: %s", deviation)
+
+    @property
+    def output(self) -> Path:
+        return Path(self.resolved.cfg.OUTPUT_DIR)
+
+    def go(self) -> dict[str, Any]:
+        """Train (unless only evaluating) and evaluate; the main process writes results.json."""
+        started = time.perf_counter()
+        cfg = self.resolved.cfg
+        records = [] if self.job.eval_only else training_records(cfg)
+        torch.manual_seed(step_generator_seed(cfg.SEED))
+        if self.job.eval_only:
+            model = self.engine.build_model(cfg)
+            self.report = load_detector(model, self.job.weights)
+            self._evaluate(self.engine.predictor(model))
+        else:
+            self._train(records)
+        content = self._results(len(records), time.perf_counter() - started)
+        if is_main():
+            name = "results_eval_only.json" if self.job.eval_only else RESULTS
+            write_text(self.output / name, json.dumps(content, indent=1))
+            log.info("results: %s", self.output / name)
+        return content
+
+    def _train(self, records: list[dict[str, Any]]) -> None:
+        cfg = self.resolved.cfg
+        checkpoint, start = self._checkpoint()
+        if start >= cfg.SOLVER.MAX_ITER:
+            raise InputError(
+                f"the run in {str(self.output)!r} has done its {start} iterations: nothing to do"
+            )
+        if is_main():
+            rundir.rewind_metrics(self.output, start)
+        barrier()
+
+        def batches(first: int) -> Iterable[Batch]:
+            return build_train_loader(cfg, records, rank(), world_size(), first)
+
+        self.engine.train(
+            Training(cfg, self.output, start, checkpoint, batches, self._initialise, self._evaluate)
+        )
+
+    def _checkpoint(self) -> tuple[dict[str, Any] | None, int]:
+        last = rundir.last_checkpoint(self.output) if self.job.resume else None
+        if last is None:
+            return None, 0
+        content = read_checkpoint(last)
+        start = int(content["iteration"]) + 1
+        log.info("resuming from %s at iteration %d; --weights is not read again", last, start)
+        return content, start
+
+    def _initialise(self, model: nn.Module) -> None:
+        self.report = load_backbone(model, self.backbone, self.job.weights)
+        self.report.log()
+
+    def _evaluate(self, predict: Predictor) -> Metrics:
+        self.metrics = evaluate(self.resolved.cfg, self.resolved.test, predict, self.output)
+        return self.metrics
+
+    def _weights_sha256(self) -> str | None:
+        return None if self.job.weights == RANDOM else sha256(self.job.weights)
+
+    def _weights(self) -> dict[str, Any] | None:
+        if self.job.weights == RANDOM:
+            return None
+        conventions = self.backbone.conventions.to_dict() if self.backbone else None
+        return {
+            "path": self.job.weights,
+            "sha256": self._weights_sha256(),
+            "conventions": conventions,
+        }
+
+    def _results(self, images: int, seconds: float) -> dict[str, Any]:
+        cfg, test = self.resolved.cfg, self.resolved.test
+        seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+        return {
+            "format": 1,
+            "arm": self.job.arm,
+            "seed": cfg.SEED,
+            "engine": self.engine.name,
+            "engine_reason": self.engine_reason,
+            "recipe": self.job.recipe,
+            "recipe_hash": self.resolved.recipe_hash,
+            "weights": self._weights(),
+            "load_report": self.report.to_dict() if self.report else None,
+            "deviations": list(self.resolved.deviations),
+            "schedule": {
+                "iterations": cfg.SOLVER.MAX_ITER,
+                "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+                "base_lr": cfg.SOLVER.BASE_LR,
+                "epochs": seen / images if images else 0,
+            },
+            "dataset": {
+                "train": list(cfg.DATASETS.TRAIN),
+                "test": list(cfg.DATASETS.TEST),
+                "train_images": images,
+                "test_images": sum(len(dataset.records) for dataset in test),
+                "classes": list(test[0].classes),
+            },
+            "metric": _metric(self.resolved),
+            "metrics": self.metrics,
+            "wall_time_s": seconds,
+            "peak_memory_mb": results.peak_memory_mb(),
+            "hardware": results.hardware(),
+            "versions": results.versions() | self.engine.versions(),
+            "finished": results.now(),
+        }
+
+
+def _metric(resolved: Resolved) -> str:
+    return "; ".join(dict.fromkeys(build_evaluator(data).metric for data in resolved.test))

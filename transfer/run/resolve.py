@@ -1,0 +1,150 @@
+"""The final recipe of a run: recipe file, overrides, data, conventions, and what deviates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from convert.conventions import Conventions
+from runtime.errors import InputError
+from runtime.randomness import generator
+from transfer.data.catalog import Dataset, get_dataset
+from transfer.engines.base import Engine
+from transfer.recipe.defaults import default_cfg
+from transfer.recipe.load import leaves, load_cfg
+from transfer.recipe.read import read_recipe
+
+log = logging.getLogger("moco")
+
+# What may differ between the arms and seeds of one comparison, and between machines.
+NOT_PART_OF_THE_RECIPE = frozenset(
+    "OUTPUT_DIR SEED VERSION MODEL.WEIGHTS MODEL.DEVICE DATALOADER.NUM_WORKERS".split()
+    + "CUDNN_BENCHMARK VIS_PERIOD SOLVER.CHECKPOINT_PERIOD TEST.EXPECTED_RESULTS".split()
+)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe ready to run.
+
+    Attributes:
+        cfg: the final configuration of the engine.
+        deviations: ``KEY: recipe's value -> value of this run (why)``, one line each.
+        recipe_hash: SHA-256 over all keys that decide the result, the same for both engines.
+        test: the data sets to evaluate on.
+    """
+
+    cfg: CfgNode
+    deviations: tuple[str, ...]
+    recipe_hash: str
+    test: tuple[Dataset, ...]
+
+
+def resolve(
+    engine: Engine,
+    recipe: str | Path,
+    overrides: Sequence[str],
+    conventions: Conventions | None,
+    train_data: Sequence[str],
+    test_data: Sequence[str],
+    seed: int | None,
+    output: str | Path | None,
+) -> Resolved:
+    """Build the final recipe.
+
+    Data given by option replaces DATASETS.*; MODEL.ROI_HEADS.NUM_CLASSES follows from the data;
+    the conventions of the weights are applied, and refused where the recipe says otherwise.
+    Raises InputError for anything that does not fit.
+    """
+    cfg = load_cfg(recipe, overrides, engine.base_cfg())
+    stated = {key for key, _ in leaves(read_recipe(recipe))} | set(overrides[::2])
+    original = dict(leaves(load_cfg(recipe, (), engine.base_cfg())))
+    if train_data:
+        cfg.DATASETS.TRAIN = tuple(train_data)
+    if test_data:
+        cfg.DATASETS.TEST = tuple(test_data)
+    if seed is not None:
+        cfg.SEED = seed
+    if cfg.SEED < 0:
+        cfg.SEED = int(torch.seed() % 2**31)
+        log.info("SEED was not given: drew %d", cfg.SEED)
+    if output is not None:
+        cfg.OUTPUT_DIR = str(output)
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        cfg.MODEL.DEVICE = "cpu"
+    if conventions is not None:
+        _apply_conventions(cfg, conventions, stated)
+    test = _apply_data(cfg, stated, custom=bool(train_data or test_data))
+    engine.check(cfg)
+    return Resolved(cfg, _deviations(original, cfg), _recipe_hash(cfg), test)
+
+
+def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str]) -> None:
+    for key, value in conventions.detectron2_keys().items():
+        section, _, name = key.rpartition(".")
+        node = cfg
+        for part in section.split("."):
+            node = node[part]
+        if node[name] == value:
+            continue
+        if key in stated:
+            raise InputError(
+                f"the recipe says {key} {node[name]!r}, but the weights "
+                f"({conventions.source_format}) need {value!r}: override {key}, or use other weights"
+            )
+        log.info("conventions of the weights: %s %r -> %r", key, node[name], value)
+        node[name] = value
+
+
+def _apply_data(cfg: CfgNode, stated: set[str], custom: bool) -> tuple[Dataset, ...]:
+    if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
+        raise InputError(
+            "name the data: DATASETS.TRAIN and DATASETS.TEST, or --train-data and "
+            "--test-data, e.g. voc:DIR:trainval or coco:FILE.json:IMAGE_DIR"
+        )
+    train = get_dataset(cfg.DATASETS.TRAIN[0])
+    test = tuple(get_dataset(name) for name in cfg.DATASETS.TEST)
+    for dataset in (train, *test):
+        for note in dataset.metadata.get("notes", ()):
+            log.info("%s: %s", dataset.name, note)
+        if dataset.classes != train.classes:
+            raise InputError(
+                f"{dataset.name} and {train.name} have different classes: "
+                f"{', '.join(dataset.classes)} against {', '.join(train.classes)}"
+            )
+    count = len(train.classes)
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != count:
+        if "MODEL.ROI_HEADS.NUM_CLASSES" in stated and not custom:
+            raise InputError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
+                f"{train.name} has {count} classes: {', '.join(train.classes[:10])}"
+            )
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
+    return test
+
+
+def _deviations(original: dict[str, Any], cfg: CfgNode) -> tuple[str, ...]:
+    return tuple(
+        f"{key}: {original[key]!r} -> {value!r}"
+        for key, value in leaves(cfg)
+        if key not in NOT_PART_OF_THE_RECIPE and original[key] != value
+    )
+
+
+def _recipe_hash(cfg: CfgNode) -> str:
+    keys = {key for key, _ in leaves(default_cfg())} - NOT_PART_OF_THE_RECIPE
+    values = {key: value for key, value in leaves(cfg) if key in keys}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def step_generator_seed(seed: int) -> int:
+    """Seed of torch's global generator while the model is built."""
+    return int(generator(seed, "initial weights").integers(2**63))
