@@ -9,7 +9,7 @@ import torch
 
 from runtime.errors import InputError
 
-BLOCKS = {
+BLOCKS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,

@@ -30,7 +30,7 @@ KNOWN = frozenset(
         ("__builtin__", "bytes"),
     }
 )
-DTYPES = frozenset("f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split())
+DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
 REFUSED_OPCODES = (
     *(pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
     *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
@@ -39,7 +39,7 @@ MAX_DEPTH = 16
 MAX_ITEMS = 200_000
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The pickle holds something else than plain values and arrays."""
 
 
@@ -48,7 +48,7 @@ class _Symbol:
 
     def __init__(self, module: str, name: str) -> None:
         if (module, name) not in KNOWN:
-            raise _Refused(f"it names {module}.{name}")
+            raise _RefusedError(f"it names {module}.{name}")
         self.name = name
 
     def __call__(self, *args: Any) -> _Call:
@@ -59,27 +59,29 @@ class _Call:
     """A recorded call, and the state that the pickle sets on its result."""
 
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
-        self.name, self.args, self.state = name, args, None
+        self.name = name
+        self.args = args
+        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:  # items of an OrderedDict
         if self.name != "OrderedDict":
-            raise _Refused(f"it sets items of {self.name}")
+            raise _RefusedError(f"it sets items of {self.name}")
         if self.state is None:
             self.state = {}
         self.state[key] = value
 
 
 def _refuse(self: Any) -> None:
-    raise _Refused("it uses an opcode that plain data does not need")
+    raise _RefusedError("it uses an opcode that plain data does not need")
 
 
-class _Recorder(pickle._Unpickler):  # type: ignore[name-defined, misc]
+class _Recorder(pickle._Unpickler):
     """The pure-Python unpickler: the C one allocates what a file of nine bytes tells it to."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]  # noqa: RUF012
+    dispatch = dict(pickle._Unpickler.dispatch)  # noqa: RUF012
     dispatch.update({opcode[0]: _refuse for opcode in REFUSED_OPCODES})
 
     def find_class(self, module: str, name: str) -> _Symbol:
@@ -95,7 +97,7 @@ def load(data: bytes, source: str) -> Any:
         # latin1: Caffe2 and Detectron files from Python 2 hold their raw bytes as str
         recorded = _Recorder(io.BytesIO(data), encoding="latin1").load()
         return _Builder().build(recorded, 0)
-    except _Refused as error:
+    except _RefusedError as error:
         raise InputError(f"{source} is not a safe weights file: {error}") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -111,7 +113,9 @@ class _Builder:
     def build(self, value: Any, depth: int) -> Any:
         self._items += 1
         if depth > MAX_DEPTH or self._items > MAX_ITEMS:
-            raise _Refused(f"it is nested deeper than {MAX_DEPTH} or holds over {MAX_ITEMS} items")
+            raise _RefusedError(
+                f"it is nested deeper than {MAX_DEPTH} or holds over {MAX_ITEMS} items"
+            )
         if value is None or isinstance(value, bool | int | float | str | bytes):
             return value
         if isinstance(value, dict):
@@ -120,12 +124,12 @@ class _Builder:
             return type(value)(self.build(item, depth + 1) for item in value)
         if isinstance(value, _Call):
             return self._call(value, depth)
-        raise _Refused(f"it holds a {type(value).__name__}")
+        raise _RefusedError(f"it holds a {type(value).__name__}")
 
     @staticmethod
     def _key(key: Any) -> str | int:
         if not isinstance(key, str | int):
-            raise _Refused("a key of a dictionary is not a string")
+            raise _RefusedError("a key of a dictionary is not a string")
         return key
 
     def _call(self, call: _Call, depth: int) -> Any:
@@ -140,26 +144,26 @@ class _Builder:
             return _array(call.args[1], call.args[0], (), "C")[()]
         if call.name in ("encode", "bytes"):
             return _raw(call)
-        raise _Refused(f"{call.name} is used in an unknown way")
+        raise _RefusedError(f"{call.name} is used in an unknown way")
 
 
 def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     kind = _dtype(dtype)
     data = _raw(raw)
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise _Refused(f"an array has shape {shape!r}")
+        raise _RefusedError(f"an array has shape {shape!r}")
     if order not in ("C", "F") or math.prod(shape) * kind.itemsize != len(data):
-        raise _Refused(f"an array of shape {shape} does not fit its {len(data)} bytes")
+        raise _RefusedError(f"an array of shape {shape} does not fit its {len(data)} bytes")
     array = np.frombuffer(data, dtype=kind).reshape(shape, order=order)
     return array.astype(kind.newbyteorder("="), order="C")  # own, native, writable memory
 
 
 def _dtype(record: Any) -> np.dtype:
     if not isinstance(record, _Call) or record.name != "dtype" or not record.args:
-        raise _Refused("an array has no plain dtype")
+        raise _RefusedError("an array has no plain dtype")
     name = record.args[0]
     if not isinstance(name, str) or name.lstrip("<>=|") not in DTYPES:
-        raise _Refused(f"an array has dtype {name!r}")
+        raise _RefusedError(f"an array has dtype {name!r}")
     # Of the dtype's own state only the byte order is taken: its flags could claim objects.
     state = record.state
     swapped = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
@@ -177,4 +181,4 @@ def _raw(value: Any) -> bytes:
         text, codec = value.args
         if isinstance(text, str) and codec in ("latin1", "latin-1"):
             return text.encode("latin1")
-    raise _Refused("raw data of an array is not bytes")
+    raise _RefusedError("raw data of an array is not bytes")

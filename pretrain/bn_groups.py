@@ -33,6 +33,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(
                 f"a batch of {len(x)} does not divide into BN groups of {self.group_size}"
             )
+        assert self.momentum is not None  # no caller asks for a cumulative average
         groups = x.split(self.group_size)
         running = [(self.running_mean.clone(), self.running_var.clone()) for _ in groups]  # type: ignore[union-attr]
         out = [

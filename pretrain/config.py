@@ -98,7 +98,7 @@ def check(cfg: CfgNode, folder: ImageFolder, world_size: int) -> None:
     if batch % (group * world_size):
         raise InputError(
             f"SOLVER.BATCH_SIZE {batch} does not divide into BN groups of {group} on {world_size} "
-            f"process(es): make it a multiple of {group * world_size}, or change MODEL.BN_GROUP_SIZE"
+            f"process(es): make it a multiple of {group * world_size}"
         )
     if cfg.METHOD == "moco":
         _check_moco(cfg, folder)
@@ -107,7 +107,7 @@ def check(cfg: CfgNode, folder: ImageFolder, world_size: int) -> None:
 def _check_moco(cfg: CfgNode, folder: ImageFolder) -> None:
     batch, group = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE
     count, queue = len(folder.files), cfg.MODEL.QUEUE_SIZE
-    if not 0 < cfg.MODEL.TEMPERATURE:
+    if cfg.MODEL.TEMPERATURE <= 0:
         raise InputError(f"MODEL.TEMPERATURE {cfg.MODEL.TEMPERATURE} must be above 0")
     if not 0 <= cfg.MODEL.MOMENTUM <= 1:
         raise InputError(f"MODEL.MOMENTUM {cfg.MODEL.MOMENTUM} must lie in [0, 1]")

@@ -50,7 +50,7 @@ class Method(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits N x classes and the target class of each sample."""
 
-    def set_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:  # noqa: B027  most methods do not depend on it
         """Tell the model which step comes next; called when a run starts or is resumed."""
 
 

@@ -13,7 +13,7 @@ def momentum_update_(key_encoder: nn.Module, query_encoder: nn.Module, momentum:
     Parameters only: the key encoder keeps the BN statistics of its own batches, as in the official
     code.
     """
-    keys = list(key_encoder.parameters())
-    queries = list(query_encoder.parameters())
+    keys: list[torch.Tensor] = list(key_encoder.parameters())
+    queries: list[torch.Tensor] = list(query_encoder.parameters())
     torch._foreach_mul_(keys, momentum)
     torch._foreach_add_(keys, queries, alpha=1 - momentum)

@@ -68,7 +68,7 @@ class _Run:
         self.steps_per_epoch = len(folder.files) // cfg.SOLVER.BATCH_SIZE
         self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
         self.fingerprint = folder.fingerprint()
-        method.model.to(self.device, memory_format=torch.channels_last)
+        method.model.to(self.device).to(memory_format=torch.channels_last)
         method.model.train()
         self.optimizer = torch.optim.SGD(
             [p for p in method.model.parameters() if p.requires_grad],
@@ -226,10 +226,8 @@ class _Run:
 
 
 def _device(cfg: CfgNode) -> torch.device:
-    if cfg.DEVICE == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    else:
-        name = cfg.DEVICE
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    name = available if cfg.DEVICE == "auto" else cfg.DEVICE
     try:
         device = torch.device(name)
     except RuntimeError as error:

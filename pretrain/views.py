@@ -1,4 +1,4 @@
-"""Random views of an image, with the distributions of torchvision's transforms in the official code.
+"""Random views of an image, distributed as those of the official code.
 
 The draws are separate from the pixels: ``draw`` gives the parameters as a pure function of a
 generator, ``apply`` is deterministic. So a view can be repeated, compared and shown.

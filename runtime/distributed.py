@@ -1,4 +1,4 @@
-"""The few collective operations that this project needs, which also work without a process group."""
+"""The few collective operations that are needed here; they work without a process group, too."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from collections import OrderedDict
@@ -106,7 +107,5 @@ def test_mutants_never_raise_anything_else(data: st.DataObject) -> None:
     content = bytearray(pickle.dumps(VALUES, 4))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(InputError):
         safe_pickle.load(bytes(content), "x")
-    except InputError:
-        pass

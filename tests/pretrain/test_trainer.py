@@ -17,11 +17,12 @@ from pretrain.trainer import pretrain
 from runtime.config import build_cfg
 from runtime.errors import InputError
 
-TINY = (
-    "MODEL.ARCH resnet18w0.125x MODEL.DIM 8 MODEL.QUEUE_SIZE 12 MODEL.BN_GROUP_SIZE 4 "
-    "VIEWS.CROP_SIZE 32 SOLVER.BATCH_SIZE 8 SOLVER.EPOCHS 3 SOLVER.SCHEDULE cosine LOG_PERIOD 1 "
-    "DATA.NUM_WORKERS 0 DEVICE cpu"
-).split()
+CONFIG = "configs/moco_v1_R50_200ep.yaml"
+TINY = """
+MODEL.ARCH resnet18w0.125x MODEL.DIM 8 MODEL.QUEUE_SIZE 12 MODEL.BN_GROUP_SIZE 4
+VIEWS.CROP_SIZE 32 SOLVER.BATCH_SIZE 8 SOLVER.EPOCHS 3 SOLVER.SCHEDULE cosine LOG_PERIOD 1
+DATA.NUM_WORKERS 0 DEVICE cpu
+""".split()  # noqa: SIM905
 
 
 def tiny(folder: Path, output: Path, *more: str) -> list[str]:
@@ -35,8 +36,7 @@ def run(folder: Path, output: Path, *more: str, resume: bool = False) -> dict:
 
 def tool(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "tools/pretrain.py", "--config", "configs/moco_v1_R50_200ep.yaml"]
-        + list(arguments),
+        [sys.executable, "tools/pretrain.py", "--config", CONFIG, *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -102,7 +102,7 @@ def test_two_processes_train_like_one(image_folder: Path, tmp_path: Path) -> Non
     """torchrun with two real processes on Gloo, through the command line."""
     one = run(image_folder, tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["tools/pretrain.py", "--config", "configs/moco_v1_R50_200ep.yaml"]
+    command += ["tools/pretrain.py", "--config", CONFIG]
     done = subprocess.run(
         command + tiny(image_folder, tmp_path / "two"),
         cwd=ROOT,

@@ -26,8 +26,11 @@ log = logging.getLogger("moco")
 
 # What may differ between the arms and seeds of one comparison, and between machines.
 NOT_PART_OF_THE_RECIPE = frozenset(
-    "OUTPUT_DIR SEED VERSION MODEL.WEIGHTS MODEL.DEVICE DATALOADER.NUM_WORKERS".split()
-    + "CUDNN_BENCHMARK VIS_PERIOD SOLVER.CHECKPOINT_PERIOD TEST.EXPECTED_RESULTS".split()
+    (
+        *("OUTPUT_DIR", "SEED", "VERSION", "MODEL.WEIGHTS", "MODEL.DEVICE"),
+        *("DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK", "VIS_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
+        "TEST.EXPECTED_RESULTS",
+    )
 )
 
 
@@ -98,7 +101,7 @@ def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str])
         if key in stated:
             raise InputError(
                 f"the recipe says {key} {node[name]!r}, but the weights "
-                f"({conventions.source_format}) need {value!r}: override {key}, or use other weights"
+                f"({conventions.source_format}) need {value!r}: override it, or use other weights"
             )
         log.info("conventions of the weights: %s %r -> %r", key, node[name], value)
         node[name] = value
@@ -121,7 +124,7 @@ def _apply_data(cfg: CfgNode, stated: set[str], custom: bool) -> tuple[Dataset, 
                 f"{', '.join(dataset.classes)} against {', '.join(train.classes)}"
             )
     count = len(train.classes)
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != count:
+    if count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         if "MODEL.ROI_HEADS.NUM_CLASSES" in stated and not custom:
             raise InputError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "

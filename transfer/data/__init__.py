@@ -1,0 +1,1 @@
+"""Data sets, augmentation and loading: one implementation that both engines train and test on."""

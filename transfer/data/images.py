@@ -1,0 +1,58 @@
+"""Image files to Pillow images, upright and in the recipe's colour mode."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from runtime.errors import InputError
+from transfer.data.dataset import Record
+
+_DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # Pillow knows some that run other programs
+_ORIENTATION = 274  # the Exif tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(record: Record, mode: str) -> Image.Image:
+    """The image of ``record`` in Pillow's ``mode`` ("RGB" or "L"), its Exif rotation undone.
+
+    Raises :class:`InputError` if the file is missing, damaged, of more than 8 bits a channel, or
+    not of the size that the annotations were made for.
+    """
+    path, size = record["file_name"], (record["width"], record["height"])
+    try:
+        with Image.open(path, formats=_DECODERS) as image:
+            if sorted(image.size) != sorted(size):
+                raise _wrong_size(path, image.size, size)  # before a huge image is decoded
+            if image.mode[0] in "IF":
+                raise InputError(f"image {path} has mode {image.mode}; convert it to 8 bits")
+            upright = _turn_upright(image).convert(mode)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise many types on damaged files
+        raise InputError(f"cannot read image {path}: {error}") from error
+    if upright.size != size:
+        raise _wrong_size(path, upright.size, size)
+    return upright
+
+
+def _wrong_size(path: str, found: tuple[int, int], expected: tuple[int, int]) -> InputError:
+    return InputError(
+        f"image {path} is {found[0]} x {found[1]}, its annotation says "
+        f"{expected[0]} x {expected[1]}; repair the annotation"
+    )
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # cameras write damaged Exif blocks; the pixels are good, as Detectron2 holds
+        orientation = None
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image

@@ -1,0 +1,101 @@
+"""Average precision as COCO defines it, of boxes and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as mask_util
+
+from runtime.errors import InputError
+from transfer.data.dataset import Dataset
+from transfer.evaluation.evaluator import Detections, Metrics, checked
+
+_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class CocoEvaluator:
+    """The numbers of Detectron2's ``COCOEvaluator`` (at most 100 detections an image).
+
+    Masks are scored if the detections have them. Ids are numbered anew from 1, as COCO's code
+    takes an annotation of id 0 for none. Without any detection AP is 0 (there: NaN); NaN means
+    that the data set has no such object.
+    """
+
+    metric = "COCO AP (101-point), mean over IoU 0.50:0.95"
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._classes = dataset.classes
+        self._image_ids = {r["image_id"]: i for i, r in enumerate(dataset.records, start=1)}
+        self._truth = _ground_truth(dataset)
+        self._found: list[dict[str, Any]] = []
+        self._with_masks = False
+
+    def process(self, batch: list[dict[str, Any]], detections: list[Detections]) -> None:
+        """Take the detections of a batch; :class:`InputError` if they are not finite."""
+        for image_id, found in checked(batch, detections, len(self._classes)):
+            boxes = found["boxes"].numpy().copy()
+            boxes[:, 2:] -= boxes[:, :2]
+            rows = zip(
+                found["classes"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True
+            )
+            results = [
+                {
+                    "image_id": self._image_ids[image_id],
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "score": score,
+                }
+                for label, score, box in rows
+            ]
+            if "masks" in found:
+                self._with_masks = True
+                for result, mask in zip(results, found["masks"].numpy(), strict=True):
+                    result["segmentation"] = mask_util.encode(np.asfortranarray(mask, np.uint8))
+            self._found += results
+
+    def evaluate(self) -> Metrics:
+        """AP, AP50, AP75, APs, APm, APl and ``AP-<class>`` in percent, of bbox and of segm."""
+        results = {"bbox": self._score("bbox", drop="segmentation")}
+        if self._with_masks:
+            if any("segmentation" not in a for a in self._truth["annotations"]):
+                raise InputError("mask AP needs a segmentation of each object in the test set")
+            # without its box a detection is small or large by the area of its mask
+            results["segm"] = self._score("segm", drop="bbox")
+        return results
+
+    def _score(self, task: str, drop: str) -> dict[str, float]:
+        truth = COCO(self._truth, use_deepcopy=True)
+        found = [{k: v for k, v in result.items() if k != drop} for result in self._found]
+        run = COCOeval_faster(truth, truth.loadRes(found), task, print_function=_silent)
+        run.run()
+        scores = {name: _percent(run.stats[i]) for i, name in enumerate(_NAMES)}
+        # precision: IoU, recall, class, area range (0: all), detections an image (-1: the most)
+        precision = run.eval["precision"][:, :, :, 0, -1]
+        for i, name in enumerate(self._classes):
+            known = precision[:, :, i][precision[:, :, i] > -1]
+            scores[f"AP-{name}"] = _percent(known.mean() if known.size else -1)
+        return scores
+
+
+def _ground_truth(dataset: Dataset) -> dict[str, Any]:
+    """The data set as the content of a COCO file."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, record in enumerate(dataset.records, start=1):
+        images.append({"id": image_id, "height": record["height"], "width": record["width"]})
+        for a in record["annotations"]:
+            kept = {k: a[k] for k in ("bbox", "area", "iscrowd", "segmentation") if k in a}
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append({**kept, **ids, "category_id": a["category_id"] + 1})
+    categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _percent(value: Any) -> float:
+    return float(value * 100) if value >= 0 else float("nan")
+
+
+def _silent(*_: Any) -> None:
+    pass
