@@ -28,7 +28,7 @@ from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
 from transfer.run.resolve import Resolved, resolve, step_generator_seed
-from transfer.run.weights import LoadReport, load_backbone, load_detector
+from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
 
@@ -113,20 +113,16 @@ class _Run:
     engine_reason: str
     resolved: Resolved
     backbone: Backbone | None
-    report: LoadReport | None = None
+    load_report: dict[str, Any] | None = None  # kept in run.json, for a resumed run
     metrics: Metrics = field(default_factory=dict)
 
     def begin(self) -> None:
         """Say what will run; refuse to continue another run's folder."""
-        identity = {
-            "recipe_hash": self.resolved.recipe_hash,
-            "engine": self.engine.name,
-            "seed": self.resolved.cfg.SEED,
-            "weights_sha256": self._weights_sha256(),
-        }
+        identity = self._identity()
         begun = self.output / BEGUN
         if self.job.resume and begun.exists():
             before = json.loads(begun.read_text())
+            self.load_report = before["load_report"]
             for key, value in identity.items():
                 if before.get(key) != value:
                     raise InputError(
@@ -134,12 +130,24 @@ class _Run:
                         f"{before.get(key)!r}, asked for {value!r}; name another folder"
                     )
         if not self.job.eval_only:
-            write_text(begun, json.dumps(identity, indent=1))
+            self._write_begun()
             write_text(self.output / "config.yaml", self.resolved.cfg.dump())
         log.info("engine: %s (%s)", self.engine.name, self.engine_reason)
         log.info("recipe: %s, weights: %s", self.job.recipe, self.job.weights)
         for deviation in self.resolved.deviations:
             log.info("deviates from the recipe: %s", deviation)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "recipe_hash": self.resolved.recipe_hash,
+            "engine": self.engine.name,
+            "seed": self.resolved.cfg.SEED,
+            "weights_sha256": self._weights_sha256(),
+        }
+
+    def _write_begun(self) -> None:
+        content = self._identity() | {"load_report": self.load_report}
+        write_text(self.output / BEGUN, json.dumps(content, indent=1))
 
     @property
     def output(self) -> Path:
@@ -148,12 +156,13 @@ class _Run:
     def go(self) -> dict[str, Any]:
         """Train (unless only evaluating) and evaluate; the main process writes results.json."""
         started = time.perf_counter()
+        results.reset_peak_memory()
         cfg = self.resolved.cfg
         records = [] if self.job.eval_only else training_records(cfg)
         torch.manual_seed(step_generator_seed(cfg.SEED))
         if self.job.eval_only:
             model = self.engine.build_model(cfg)
-            self.report = load_detector(model, self.job.weights)
+            self.load_report = load_detector(model, self.job.weights).to_dict()
             self._evaluate(self.engine.predictor(model))
         else:
             self._train(records)
@@ -192,8 +201,11 @@ class _Run:
         return content, start
 
     def _initialise(self, model: nn.Module) -> None:
-        self.report = load_backbone(model, self.backbone, self.job.weights)
-        self.report.log()
+        report = load_backbone(model, self.backbone, self.job.weights)
+        self.load_report = report.to_dict()
+        if is_main():
+            report.log()
+            self._write_begun()
 
     def _evaluate(self, predict: Predictor) -> Metrics:
         self.metrics = evaluate(self.resolved.cfg, self.resolved.test, predict, self.output)
@@ -224,7 +236,7 @@ class _Run:
             "recipe": self.job.recipe,
             "recipe_hash": self.resolved.recipe_hash,
             "weights": self._weights(),
-            "load_report": self.report.to_dict() if self.report else None,
+            "load_report": self.load_report,
             "deviations": list(self.resolved.deviations),
             "schedule": {
                 "iterations": cfg.SOLVER.MAX_ITER,

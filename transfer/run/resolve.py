@@ -24,12 +24,14 @@ from transfer.recipe.read import read_recipe
 
 log = logging.getLogger("moco")
 
-# What may differ between the arms and seeds of one comparison, and between machines.
+# What may differ between the arms and seeds of one comparison, and between machines. The
+# conventions of the weights (last line) are compared by themselves.
 NOT_PART_OF_THE_RECIPE = frozenset(
     (
         *("OUTPUT_DIR", "SEED", "VERSION", "MODEL.WEIGHTS", "MODEL.DEVICE"),
         *("DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK", "VIS_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
         "TEST.EXPECTED_RESULTS",
+        *("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1"),
     )
 )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-import resource
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -39,11 +40,23 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def peak_memory_mb() -> float:
-    """Largest memory so far: of the GPU where one was used, else of this process."""
+def reset_peak_memory() -> None:
+    """Forget the peak of earlier runs in this process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux; elsewhere there is no peak to read either
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float | None:
+    """Largest memory since the reset, MiB: of the GPU where one was used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return None
 
 
 def now() -> str:
