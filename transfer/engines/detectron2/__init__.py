@@ -1,0 +1,1 @@
+"""Adapter to Detectron2, for installations that have it."""
