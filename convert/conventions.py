@@ -57,7 +57,10 @@ class Conventions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the ``conventions`` entry of a ``backbone.pkl`` and for JSON."""
-        return asdict(self)
+        return asdict(self) | {
+            "pixel_mean": list(self.pixel_mean),
+            "pixel_std": list(self.pixel_std),
+        }
 
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Conventions:

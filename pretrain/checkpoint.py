@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain.config import NOT_PART_OF_THE_RECIPE, default_cfg
-from runtime.config import flatten
+from runtime.config import leaves
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.rundir import set_last_checkpoint
@@ -94,7 +94,7 @@ def resume(
 
 
 def _check_same_recipe(path: Path, saved: dict[str, Any], cfg: CfgNode) -> None:
-    before, now = flatten(default_cfg()) | flatten(saved), flatten(cfg)
+    before, now = dict(leaves(default_cfg())) | dict(leaves(saved)), dict(leaves(cfg))
     for key, value in now.items():
         if key not in NOT_PART_OF_THE_RECIPE and before[key] != value:
             raise InputError(

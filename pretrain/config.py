@@ -5,10 +5,13 @@ Defaults are MoCo v1 as published (section 4.1 of the paper and the official cod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fvcore.common.config import CfgNode
 
 from pretrain.images import ImageFolder
 from pretrain.views import ViewRecipe
+from runtime.config import merge
 from runtime.errors import InputError
 
 # Keys that may differ between a run and its continuation: where and how, never what.
@@ -61,6 +64,13 @@ def default_cfg() -> CfgNode:
             "OUTPUT_DIR": "",
         }
     )
+
+
+def load_cfg(path: str, overrides: Sequence[str]) -> CfgNode:
+    """The recipe in the file ``path`` with KEY VALUE overrides. InputError for a wrong key."""
+    cfg = default_cfg()
+    merge(path, overrides, cfg)
+    return cfg
 
 
 def view_recipe(cfg: CfgNode) -> ViewRecipe:

@@ -1,121 +1,96 @@
-"""Configurations: YAML read without object tags, merged over a table of known keys.
-
-Detectron2's habits (``_BASE_``, ``KEY VALUE`` overrides) without its dangers: a YAML file cannot
-run code, leave this machine or grow without bound.
-"""
+"""Configurations: a recipe file and KEY VALUE overrides merged over tables of known keys."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
 from runtime.errors import InputError
+from runtime.yaml_file import read_recipe
 
-BASE_KEY = "_BASE_"
-MAX_BYTES = 1 << 20
-MAX_DEPTH = 8
-MAX_VALUE = 10_000
+MAX_VALUE = 10_000  # characters of a text, which is then parsed as a Python literal
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a recipe with its ``_BASE_`` files merged below it.
+def merge(path: str | os.PathLike[str], overrides: Sequence[str], *tables: CfgNode) -> None:
+    """Set the keys of a recipe, then of KEY VALUE overrides, in place.
 
-    Raises InputError, in one line, for a missing or malformed file, object tags, anchors, a
-    ``_BASE_`` that is no local file, or a chain of them that loops or is deeper than 8.
+    A key is set in the first of ``tables`` that has it; their keys and types are the ones allowed.
+    Texts that read as Python literals become them, as in Detectron2. InputError names the key that
+    is wrong and the nearest known one.
     """
-    return _read(Path(path), ())
-
-
-def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in chain or len(chain) >= MAX_DEPTH:
-        names = " -> ".join(file.name for file in (*chain, resolved))
-        raise InputError(f"{BASE_KEY} loops or is deeper than {MAX_DEPTH}: {names}")
-    content = _parse(path)
-    base = content.pop(BASE_KEY, None)
-    if base is None:
-        return content
-    if not isinstance(base, str) or "://" in base or base.startswith("~"):
-        raise InputError(f"{path}: {BASE_KEY} {base!r} must name a local file")
-    return _merged(_read(path.parent / base, (*chain, resolved)), content)
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than 1 MiB: not a recipe")
-        text = path.read_text(encoding="utf-8")
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
-                line = token.start_mark.line + 1
-                raise InputError(f"{path}, line {line}: anchors and aliases are not allowed")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"cannot read recipe {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold KEY: VALUE lines, not a {type(content).__name__}")
-    return content
-
-
-def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    out = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
-    return out
-
-
-def build_cfg(defaults: CfgNode, recipe: dict[str, Any], overrides: Sequence[str] = ()) -> CfgNode:
-    """A clone of ``defaults`` with ``recipe`` and then ``KEY VALUE ...`` overrides merged in.
-
-    Raises InputError for an unknown key (with the nearest known one), a wrong type, or an odd
-    number of overrides.
-    """
-    cfg = defaults.clone()
-    known = list(flatten(defaults))
-    for key in flatten(recipe):
-        _check_known(key, known)
-    try:
-        cfg.merge_from_other_cfg(CfgNode(recipe))
-    except (ValueError, AssertionError, KeyError) as error:
-        raise InputError(f"wrong value in the recipe: {error}") from error
     if len(overrides) % 2:
-        raise InputError(f"overrides come as KEY VALUE pairs, but {overrides[-1]!r} stands alone")
+        raise InputError(
+            f"overrides are pairs KEY VALUE, but {short(overrides[-1])} has no value; "
+            "write e.g. SOLVER.BASE_LR 0.01"
+        )
+    for key, value in leaves(read_recipe(path)):
+        _assign(tables, key, value, where=str(path))
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        _check_known(key, known)
-        if len(value) > MAX_VALUE:
-            raise InputError(f"the value given for {key} is longer than {MAX_VALUE} characters")
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError, KeyError, MemoryError, RecursionError) as error:
-            reason = str(error) or type(error).__name__
-            raise InputError(f"wrong value for {key}: {reason}") from error
-    return cfg
+        _assign(tables, key, value, where="override")
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested dict by dotted name: ``{"MODEL.ARCH": "resnet50", ...}``."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            out.update(flatten(value, f"{name}."))
+def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values of a nested mapping with their full names, e.g. MODEL.RPN.NMS_THRESH."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            out[name] = value
-    return out
+            yield f"{prefix}{key}", value
 
 
-def _check_known(key: str, known: list[str]) -> None:
-    if key in known or any(name.startswith(f"{key}.") for name in known):
-        return
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    raise InputError(f"unknown key {key!r}; the nearest known key is {nearest[0]!r}")
+def get(cfg: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value or section at a full name, or ``default``."""
+    value: Any = cfg
+    for name in key.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return default
+        value = value[name]
+    return value
+
+
+def short(value: object) -> str:
+    """``repr``, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_MISSING = object()
+
+
+def _assign(tables: Sequence[CfgNode], key: str, value: Any, where: str) -> None:
+    """Set one key in the first table that has it."""
+    target = next((table for table in tables if get(table, key, _MISSING) is not _MISSING), None)
+    if target is None:
+        raise InputError(f"{where}: unknown key {short(key)}{_suggestion(tables[0], key)}")
+    old = get(target, key)
+    if isinstance(old, Mapping):
+        raise InputError(f"{where}: {key} is a section; set one of {', '.join(map(str, old))}")
+    if isinstance(value, str) and len(value) > MAX_VALUE:
+        raise InputError(f"{where}: the value of {key} has more than {MAX_VALUE} characters")
+    if isinstance(old, float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, TypeError):
+            value = float(value)  # yacs alone refuses 1 where 1.0 is meant
+    try:
+        target.merge_from_list([key, value])
+        new = get(target, key)
+    except (ValueError, TypeError, AssertionError, MemoryError, RecursionError):
+        new = None
+    if new is None and old is not None:
+        raise InputError(
+            f"{where}: {key} must be of the kind {type(old).__name__}, like {short(old)}, "
+            f"got {short(value)}"
+        )
+
+
+def _suggestion(cfg: CfgNode, key: str) -> str:
+    names = [name for name, _ in leaves(cfg)]
+    # A name in the wrong section is the commonest slip, hence the last part counts by itself.
+    last = key.rpartition(".")[2]
+    near = [name for name in names if name.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(key[:200], names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(cfg)}"

@@ -8,9 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not tools/: a script named pretrain.py would hide the package
 
-from pretrain.config import default_cfg
+from pretrain.config import load_cfg
 from pretrain.trainer import pretrain
-from runtime.config import build_cfg, read_yaml
 from runtime.launch import add_launch_options, exit_code_of_launch
 
 EXAMPLE = """example:
@@ -21,8 +20,7 @@ several processes: --num-gpus N, or torchrun --nproc-per-node N tools/pretrain.p
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = build_cfg(default_cfg(), read_yaml(args.config), args.overrides)
-    pretrain(cfg, resume=args.resume)
+    pretrain(load_cfg(args.config, args.overrides), resume=args.resume)
 
 
 if __name__ == "__main__":

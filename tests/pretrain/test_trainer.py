@@ -12,9 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from pretrain.config import default_cfg
+from pretrain.config import load_cfg
 from pretrain.trainer import pretrain
-from runtime.config import build_cfg
 from runtime.errors import InputError
 
 CONFIG = "configs/moco_v1_R50_200ep.yaml"
@@ -30,7 +29,7 @@ def tiny(folder: Path, output: Path, *more: str) -> list[str]:
 
 
 def run(folder: Path, output: Path, *more: str, resume: bool = False) -> dict:
-    path = pretrain(build_cfg(default_cfg(), {}, tiny(folder, output, *more)), resume)
+    path = pretrain(load_cfg(ROOT / CONFIG, tiny(folder, output, *more)), resume)
     return torch.load(path, weights_only=True)
 
 

@@ -184,7 +184,7 @@ def test_backbone_without_conventions_is_refused(world: Path, tmp_path: Path) ->
 
 
 def test_diverged_training_stops(world: Path, tmp_path: Path) -> None:
-    with pytest.raises((RuntimeError, FloatingPointError, InputError), match="diverged|finite"):
+    with pytest.raises((RuntimeError, FloatingPointError, InputError), match=r"diverged|finite"):
         finetune(job(world, tmp_path / "run", "SOLVER.BASE_LR", "1e9", "SOLVER.WARMUP_ITERS", "0"))
     assert not (tmp_path / "run" / "results.json").exists()
 

@@ -15,7 +15,6 @@ from runtime.errors import InputError
 from runtime.metrics import set_up_logging
 from transfer.compare.arms import RANDOM, Arm, parse_arms
 from transfer.compare.plan import make_plan, run_missing
-from transfer.compare.runs import Results
 from transfer.compare.summary import summarise
 from transfer.engines.select import select_engine
 from transfer.run.finetune import BEGUN, Job, finetune
@@ -76,7 +75,7 @@ def compare(comparison: Comparison, launch: Launcher, launch_options: argparse.N
                 ),
             )
 
-        results: list[Results] = run_missing(plan, run_one)
+        results = run_missing(plan, run_one)
         set_up_logging(None, main=True)
         summarise(results, base, output, resolved.test[0], comparison.command)
         log.info("report: %s", output / "report.html")

@@ -114,29 +114,23 @@ def _backbones_incomplete(results: Sequence[Results]) -> Iterator[str]:
 
 
 def _stage_missing(module: dict[str, Any]) -> bool:
-    """Whether a stage of the ResNet has tensors that the weights file did not fill.
-
-    Of the six tensors of a convolution and its norm one counts batches. Nothing is computed from
-    the counter, and many files leave it out: a sixth of the tensors may be missing.
-    """
-    counters = 6 * module["initialised"] == module["loaded"] + module["initialised"]
-    return bool(_STAGE.search(module["module"]) and module["initialised"] and not counters)
+    """Whether a stage of the ResNet has tensors that the weights file did not fill."""
+    return bool(_STAGE.search(module["module"]) and module["initialised"])
 
 
 def _conventions_differ(results: Sequence[Results]) -> Iterator[str]:
-    with_conventions = [run for run in results if (run["weights"] or {}).get("conventions")]
     for run in _first_of_each_arm(results):
-        if run["weights"] is not None and run not in with_conventions:
+        if run["weights"] is not None and not run["weights"].get("conventions"):
             yield (
                 f"Arm {clean(run['arm'])} has weights that say nothing about their conventions "
                 "(channel order, mean and std, stride placement)."
             )
-    for key in _keys(run["weights"]["conventions"] for run in with_conventions):
+    for key in _keys(_conventions(run) for run in results):
         if key not in _ORIGIN:
             yield from _differs(
-                with_conventions,
+                [run for run in results if key in _conventions(run)],
                 f"convention {key}",
-                _convention(key),
+                lambda run, key=key: _conventions(run)[key],  # type: ignore[misc]
                 so=", so the arms differ in more than their pretraining",
             )
 
@@ -272,8 +266,9 @@ def _entry(section: str, key: str) -> Callable[[Results], Any]:
     return lambda run: run[section].get(key)
 
 
-def _convention(key: str) -> Callable[[Results], Any]:
-    return lambda run: run["weights"]["conventions"].get(key)
+def _conventions(run: Results) -> dict[str, Any]:
+    """What the weights state, and what the run applied, which random weights have as well."""
+    return ((run["weights"] or {}).get("conventions") or {}) | run.get("conventions", {})
 
 
 def _keys(sections: Iterator[dict[str, Any]]) -> list[str]:

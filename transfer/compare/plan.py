@@ -91,9 +91,7 @@ def finished(cell: Cell) -> Results | None:
     return None
 
 
-def run_missing(
-    plan: Sequence[Cell], run_one: Callable[[Arm, int, Path], Results]
-) -> list[Results]:
+def run_missing(plan: Sequence[Cell], run_one: Callable[[Arm, int, Path], object]) -> list[Results]:
     """Run what is not yet done and return the results of the whole grid, in plan order.
 
     ``run_one(arm, seed, folder)`` makes one run, creates ``folder``, and leaves ``results.json``
@@ -107,7 +105,7 @@ def run_missing(
     ]
 
 
-def _run(cell: Cell, run_one: Callable[[Arm, int, Path], Results]) -> Results:
+def _run(cell: Cell, run_one: Callable[[Arm, int, Path], object]) -> Results:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(_started_file(cell), json.dumps(cell.identity, indent=1) + "\n")
     run_one(cell.arm, cell.seed, cell.folder)

@@ -1,1 +1,1 @@
-"""Reading recipes: safe YAML, a table of defaults, overrides, refusal of unknown keys."""
+"""Reading recipes: a table of defaults, overrides, refusal of what is unknown."""

@@ -177,9 +177,8 @@ class _Run:
         cfg = self.resolved.cfg
         checkpoint, start = self._checkpoint()
         if start >= cfg.SOLVER.MAX_ITER:
-            raise InputError(
-                f"the run in {str(self.output)!r} has done its {start} iterations: nothing to do"
-            )
+            self._finish(start)
+            return
         if is_main():
             rundir.rewind_metrics(self.output, start)
         barrier()
@@ -190,6 +189,16 @@ class _Run:
         self.engine.train(
             Training(cfg, self.output, start, checkpoint, batches, self._initialise, self._evaluate)
         )
+
+    def _finish(self, start: int) -> None:
+        """All iterations are done. Evaluate if the run was killed before its results."""
+        if (self.output / RESULTS).exists():
+            raise InputError(
+                f"the run in {str(self.output)!r} has done its {start} iterations: nothing to do"
+            )
+        model = self.engine.build_model(self.resolved.cfg)
+        load_detector(model, self.output / "model_final.pth")
+        self._evaluate(self.engine.predictor(model))
 
     def _checkpoint(self) -> tuple[dict[str, Any] | None, int]:
         last = rundir.last_checkpoint(self.output) if self.job.resume else None
@@ -236,6 +245,12 @@ class _Run:
             "recipe": self.job.recipe,
             "recipe_hash": self.resolved.recipe_hash,
             "weights": self._weights(),
+            "conventions": {
+                "channel_order": cfg.INPUT.FORMAT,
+                "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+                "pixel_std": list(cfg.MODEL.PIXEL_STD),
+                "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+            },
             "load_report": self.load_report,
             "deviations": list(self.resolved.deviations),
             "schedule": {

@@ -14,25 +14,28 @@ import torch
 from fvcore.common.config import CfgNode
 
 from convert.conventions import Conventions
+from runtime.config import get, leaves
 from runtime.errors import InputError
 from runtime.randomness import generator
+from runtime.yaml_file import read_recipe
 from transfer.data.catalog import Dataset, get_dataset
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
-from transfer.recipe.load import leaves, load_cfg
-from transfer.recipe.read import read_recipe
+from transfer.recipe.load import load_cfg
 
 log = logging.getLogger("moco")
 
-# What may differ between the arms and seeds of one comparison, and between machines. The
-# conventions of the weights (last line) are compared by themselves.
+# What may differ between the seeds of one comparison, and between machines.
 NOT_PART_OF_THE_RECIPE = frozenset(
     (
         *("OUTPUT_DIR", "SEED", "VERSION", "MODEL.WEIGHTS", "MODEL.DEVICE"),
         *("DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK", "VIS_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
         "TEST.EXPECTED_RESULTS",
-        *("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1"),
     )
+)
+# What may differ between its arms; the comparison looks at these by themselves.
+CONVENTIONS = frozenset(
+    ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
 )
 
 
@@ -95,9 +98,7 @@ def resolve(
 def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str]) -> None:
     for key, value in conventions.detectron2_keys().items():
         section, _, name = key.rpartition(".")
-        node = cfg
-        for part in section.split("."):
-            node = node[part]
+        node = get(cfg, section)
         if node[name] == value:
             continue
         if key in stated:
@@ -145,7 +146,7 @@ def _deviations(original: dict[str, Any], cfg: CfgNode) -> tuple[str, ...]:
 
 
 def _recipe_hash(cfg: CfgNode) -> str:
-    keys = {key for key, _ in leaves(default_cfg())} - NOT_PART_OF_THE_RECIPE
+    keys = {key for key, _ in leaves(default_cfg())} - NOT_PART_OF_THE_RECIPE - CONVENTIONS
     values = {key: value for key, value in leaves(cfg) if key in keys}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
 

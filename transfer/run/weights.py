@@ -127,9 +127,14 @@ def load_detector(model: nn.Module, path: str | Path) -> LoadReport:
 
 
 def report(model: nn.Module, loaded: set[str]) -> LoadReport:
-    """Group the tensors of ``model`` by part; ``loaded`` are those that came from a file."""
+    """Group the tensors of ``model`` by part; ``loaded`` are those that came from a file.
+
+    Batch counters are left out: nothing is computed from them, and many files lack them.
+    """
     groups: dict[str, list[str]] = {}
     for name in model.state_dict():
+        if name.endswith(COUNTER):
+            continue
         groups.setdefault(_part(name), []).append(name)
     parameters = dict(model.named_parameters())
     norms: dict[str, set[str]] = {part: set() for part in groups}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import InputError
-from transfer.recipe.read import read_recipe
+from runtime.yaml_file import read_recipe
 
 
 def write(folder: Path, name: str, text: str) -> Path:
