@@ -21,7 +21,7 @@ TINY = """
 MODEL.ARCH resnet18w0.125x MODEL.DIM 8 MODEL.QUEUE_SIZE 12 MODEL.BN_GROUP_SIZE 4
 VIEWS.CROP_SIZE 32 SOLVER.BATCH_SIZE 8 SOLVER.EPOCHS 3 SOLVER.SCHEDULE cosine LOG_PERIOD 1
 DATA.NUM_WORKERS 0 DEVICE cpu
-""".split()  # noqa: SIM905
+""".split()
 
 
 def tiny(folder: Path, output: Path, *more: str) -> list[str]:

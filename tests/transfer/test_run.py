@@ -124,7 +124,7 @@ def test_run_folder_and_results(world: Path, tmp_path: Path) -> None:
 
 
 def test_resumed_run_equals_the_unbroken_one(world: Path, tmp_path: Path) -> None:
-    period = ("SOLVER.CHECKPOINT_PERIOD", "3")
+    period = ("SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "3")
     whole = finetune(job(world, tmp_path / "whole", *period))
     finetune(job(world, tmp_path / "broken", *period))
     folder = tmp_path / "broken"

@@ -45,6 +45,15 @@ class Training:
     initialise: Callable[[nn.Module], None]
     evaluate: Callable[[Predictor], Metrics]
 
+    def precise_bn_batches(self) -> Iterable[Batch]:
+        """The second stream of training batches, which PreciseBN reads on from time to time.
+
+        Begins where the unbroken run would be: each evaluation before ``start`` has read NUM_ITER.
+        """
+        test = self.cfg.TEST
+        evaluations = self.start // test.EVAL_PERIOD if test.EVAL_PERIOD > 0 else 0
+        return self.batches(evaluations * test.PRECISE_BN.NUM_ITER)
+
 
 class Engine(Protocol):
     """Detectron2, or our own model code that equals it."""

@@ -102,12 +102,17 @@ class _Batches:
 
 def _trainer_class(engine: Detectron2Engine, training: Training) -> type[DefaultTrainer]:
     """DefaultTrainer builds loaders and evaluators in class methods: give it ours."""
-    starts = iter([training.start])  # first the training's own loader, then PreciseBN's
+    # DefaultTrainer asks twice: for the training's own loader, then for PreciseBN's
+    loaders = iter([training.batches(training.start), training.precise_bn_batches()])
 
     class Trainer(DefaultTrainer):
         @classmethod
+        def build_model(cls, cfg: CfgNode) -> nn.Module:
+            return engine.build_model(cfg)  # without the page of layers that DefaultTrainer logs
+
+        @classmethod
         def build_train_loader(cls, cfg: CfgNode) -> _Batches:
-            return _Batches(training.batches(next(starts, 0)))
+            return _Batches(next(loaders))
 
         @classmethod
         def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Metrics:

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -55,7 +54,9 @@ class _Loop:
             state = training.checkpoint["trainer"]["_trainer"]["optimizer"]
             self.optimizer.load_state_dict(state)
         self.wrapped = data_parallel(self.model)
-        self.precise_bn = self._precise_bn_batches()
+        # PreciseBN's draws do not touch the training's: it has a stream of batches of its own.
+        enabled = self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
+        self.precise_bn = iter(training.precise_bn_batches()) if enabled else None
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOG_PERIOD))
 
     def run(self, writer: MetricsWriter | None) -> None:
@@ -111,12 +112,6 @@ class _Loop:
             return {}
         return self.training.evaluate(self.engine.predictor(self.model))
 
-    def _precise_bn_batches(self) -> Iterator[Batch] | None:
-        """A second stream of training batches; its draws do not touch the training's."""
-        if not self.cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
-            return None
-        return _lazily(self.training)
-
     def _save(self, iteration: int, name: str) -> None:
         """In the layout of Detectron2's checkpoints."""
         if is_main():
@@ -153,8 +148,3 @@ class _Loop:
             "iter %d/%d  %s  lr %.5f  %.2f s/iter  data wait %.0f %%  eta %s",
             *(done, self.max_iter, parts, lr, figures["time"], figures["data_wait"] * 100, left),
         )
-
-
-def _lazily(training: Training) -> Iterator[Batch]:
-    batches: Iterable[Batch] = training.batches(0)
-    yield from batches
