@@ -53,6 +53,7 @@ def default_cfg() -> CfgNode:
                 "SCHEDULE": "multistep",  # or cosine; the rate changes once an epoch
                 "MILESTONES": [120, 160],  # epochs
                 "GAMMA": 0.1,
+                "WARMUP_STEPS": 0,  # linear rise; the papers have none, short runs need some
                 "MOMENTUM": 0.9,
                 "WEIGHT_DECAY": 0.0001,  # of all parameters, BN and biases too
                 "EPOCHS": 200,

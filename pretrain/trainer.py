@@ -153,7 +153,7 @@ class _Run:
         progress = Progress(self.start, self.total_steps)
         batches = iter(loader)
         for step in range(self.start, self.total_steps):
-            lr = self._set_lr(step // self.steps_per_epoch)
+            lr = self._set_lr(step)
             before = time.perf_counter()
             batch = next(batches)
             progress.waited(time.perf_counter() - before)
@@ -172,12 +172,13 @@ class _Run:
         self.optimizer.step()
         return result.loss.detach(), result.accuracy
 
-    def _set_lr(self, epoch: int) -> float:
-        solver = self.cfg.SOLVER
+    def _set_lr(self, step: int) -> float:
+        solver, epoch = self.cfg.SOLVER, step // self.steps_per_epoch
         if solver.SCHEDULE == "cosine":
             lr = schedule.cosine(solver.BASE_LR, epoch, solver.EPOCHS)
         else:
             lr = schedule.multistep(solver.BASE_LR, epoch, solver.MILESTONES, solver.GAMMA)
+        lr *= schedule.warmup(step, solver.WARMUP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr

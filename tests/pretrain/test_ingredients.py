@@ -137,6 +137,11 @@ def test_schedules() -> None:
     )
 
 
+def test_warmup() -> None:
+    assert [schedule.warmup(step, 4) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
+    assert schedule.warmup(0, 0) == 1
+
+
 def test_knn_by_hand() -> None:
     train = torch.tensor([[1.0, 0.0], [0.96, 0.28], [0.0, 1.0]])
     labels = torch.tensor([0, 0, 1])
