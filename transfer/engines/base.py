@@ -6,7 +6,8 @@ nothing that decides a comparison exists twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +78,16 @@ class Engine(Protocol):
 
     def train(self, training: Training) -> None:
         """Train and leave ``model_final.pth`` in the run folder; evaluate at its end."""
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for a while; the mode is restored."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(was_training)
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:

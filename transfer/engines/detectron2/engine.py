@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import detectron2
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, HookBase
@@ -19,7 +18,15 @@ from torch import nn
 
 from runtime.distributed import rank
 from runtime.errors import InputError
-from transfer.engines.base import Batch, Detections, Metrics, Predictor, Training, seed_iteration
+from transfer.engines.base import (
+    Batch,
+    Detections,
+    Metrics,
+    Predictor,
+    Training,
+    evaluating,
+    seed_iteration,
+)
 from transfer.engines.detectron2 import heads  # noqa: F401  registers Res5ROIHeadsExtraNorm
 from transfer.engines.detectron2.convert import from_instances, to_instances
 
@@ -53,12 +60,9 @@ class Detectron2Engine:
     def predictor(self, model: nn.Module) -> Predictor:
         """Detectron2's outputs in the shared form."""
 
-        @torch.no_grad()
         def predict(batch: Batch) -> Detections:
-            was_training = model.training
-            model.eval()
-            outputs = model(batch)
-            model.train(was_training)
+            with evaluating(model):
+                outputs = model(batch)
             return [from_instances(output["instances"]) for output in outputs]
 
         return predict

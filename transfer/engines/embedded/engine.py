@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from transfer.engines.base import Batch, Detections, Predictor, Training
+from transfer.engines.base import Batch, Detections, Predictor, Training, evaluating
 from transfer.engines.embedded.rcnn import build_model
 from transfer.engines.embedded.training import train
 from transfer.recipe.defaults import default_cfg
@@ -37,16 +36,13 @@ class EmbeddedEngine:
     def predictor(self, model: nn.Module) -> Predictor:
         """The model itself: samples and detections are its own forms."""
 
-        @torch.no_grad()
         def predict(batch: Batch) -> Detections:
-            was_training = model.training
-            model.eval()
-            detections = model(batch)
-            model.train(was_training)
-            return detections
+            with evaluating(model):
+                return model(batch)
 
         return predict
 
     def train(self, training: Training) -> None:
         """Detectron2's default training loop."""
-        train(self, training)
+        model = self.build_model(training.cfg)
+        train(training, model, self.predictor(model))

@@ -8,20 +8,17 @@ import time
 from collections import defaultdict, deque
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
 
 from runtime.distributed import barrier, data_parallel, is_main, rank
 from runtime.files import atomic_write
 from runtime.metrics import MetricsWriter, Progress, eta
 from runtime.rundir import set_last_checkpoint
-from transfer.engines.base import Batch, Metrics, Training, seed_iteration
+from transfer.engines.base import Batch, Metrics, Predictor, Training, seed_iteration
 from transfer.engines.embedded.solver import build_optimizer, lr_factor
-
-if TYPE_CHECKING:
-    from transfer.engines.embedded.engine import EmbeddedEngine
 
 log = logging.getLogger("moco")
 
@@ -29,9 +26,12 @@ LOG_PERIOD = 20  # iterations; also the window of the medians that are reported,
 FINAL = "model_final.pth"
 
 
-def train(engine: EmbeddedEngine, training: Training) -> None:
-    """Train from ``training.start`` to SOLVER.MAX_ITER; checkpoint and evaluate on the way."""
-    loop = _Loop(engine, training)
+def train(training: Training, model: nn.Module, predict: Predictor) -> None:
+    """Train ``model`` from ``training.start`` to SOLVER.MAX_ITER.
+
+    Checkpoints and evaluates on the way; ``predict`` is the model as a predictor.
+    """
+    loop = _Loop(training, model, predict)
     if is_main():
         with MetricsWriter(training.output) as writer:
             loop.run(writer)
@@ -40,10 +40,10 @@ def train(engine: EmbeddedEngine, training: Training) -> None:
 
 
 class _Loop:
-    def __init__(self, engine: EmbeddedEngine, training: Training) -> None:
-        self.engine, self.training, self.cfg = engine, training, training.cfg
+    def __init__(self, training: Training, model: nn.Module, predict: Predictor) -> None:
+        self.training, self.cfg = training, training.cfg
+        self.model, self.predict = model, predict
         self.max_iter: int = self.cfg.SOLVER.MAX_ITER
-        self.model = engine.build_model(self.cfg)
         self.optimizer = build_optimizer(self.cfg, self.model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.factor = lr_factor(self.cfg)
@@ -110,7 +110,7 @@ class _Loop:
             self._save(iteration, FINAL if final else f"model_{iteration:07d}.pth")
         if not evaluate:
             return {}
-        return self.training.evaluate(self.engine.predictor(self.model))
+        return self.training.evaluate(self.predict)
 
     def _save(self, iteration: int, name: str) -> None:
         """In the layout of Detectron2's checkpoints."""
