@@ -117,10 +117,11 @@ def test_run_folder_and_results(world: Path, tmp_path: Path) -> None:
     assert rows[-1]["bbox/AP"] == results["metrics"]["bbox"]["AP"]
     detections = json.loads((tmp_path / "run/inference/coco_instances_results.json").read_text())
     assert {row["image_id"] for row in detections} <= {"6", "7"}
-    again = finetune(
-        job(world, tmp_path / "run", eval_only=True, weights=str(tmp_path / "run/model_final.pth"))
-    )
+    evaluation = {"eval_only": True, "weights": str(tmp_path / "run/model_final.pth")}
+    again = finetune(job(world, tmp_path / "run", **evaluation))
     assert again["metrics"] == results["metrics"]
+    with pytest.raises(InputError, match=r"was trained with INPUT\.FORMAT 'RGB'"):
+        finetune(job(world, tmp_path / "run", "INPUT.FORMAT", "BGR", **evaluation))
 
 
 def test_resumed_run_equals_the_unbroken_one(world: Path, tmp_path: Path) -> None:
@@ -218,6 +219,27 @@ def test_wrong_input_on_the_command_line(world: Path, tmp_path: Path) -> None:
         assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
         assert message in done.stderr
         assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_two_processes(world: Path, tmp_path: Path) -> None:
+    """torchrun on Gloo: the images are shared, and the parameters stay equal on both ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(ROOT / "tools/train_det.py"), *options(world), "--weights", "random"]
+    output = ["OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_ITER", "2"]
+    norms = ["MODEL.RESNETS.NORM", "naiveSyncBN", "MODEL.FPN.NORM", "naiveSyncBN"]
+    done = subprocess.run(
+        [*launcher, *arguments, *output, *norms],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["hardware"]["processes"] == 2
+    evaluation = {"eval_only": True, "weights": str(tmp_path / "run/model_final.pth")}
+    alone = finetune(job(world, tmp_path / "run", *norms, **evaluation))
+    assert alone["metrics"] == results["metrics"]  # gathered in order, nothing lost or twice
 
 
 def test_comparison_end_to_end(world: Path, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from torch import nn
 from convert.backbone_file import Backbone, read_backbone
 from convert.reading import read_checkpoint
 from runtime import rundir
+from runtime.config import get
 from runtime.distributed import barrier, is_main, rank, world_size
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.metrics import set_up_logging
+from runtime.yaml_file import read_recipe
 from transfer.data.catalog import training_records
 from transfer.data.loader import build_train_loader
 from transfer.engines.base import Batch, Engine, Metrics, Predictor, Training
@@ -27,7 +29,7 @@ from transfer.engines.select import select_engine
 from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
-from transfer.run.resolve import Resolved, resolve, step_generator_seed
+from transfer.run.resolve import CONVENTIONS, Resolved, resolve, step_generator_seed
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
@@ -162,6 +164,7 @@ class _Run:
         torch.manual_seed(step_generator_seed(cfg.SEED))
         if self.job.eval_only:
             model = self.engine.build_model(cfg)
+            self._check_conventions()
             self.load_report = load_detector(model, self.job.weights).to_dict()
             self._evaluate(self.engine.predictor(model))
         else:
@@ -172,6 +175,21 @@ class _Run:
             write_text(self.output / name, json.dumps(content, indent=1))
             log.info("results: %s", self.output / name)
         return content
+
+    def _check_conventions(self) -> None:
+        """A detector's file does not say its conventions, but the run that made it does."""
+        beside = Path(self.job.weights).parent / "config.yaml"
+        if not beside.exists():
+            log.info("no %s: the conventions are taken from the recipe", beside)
+            return
+        trained = read_recipe(beside)
+        for key in sorted(CONVENTIONS):
+            here, there = get(self.resolved.cfg, key), get(trained, key)
+            if there is not None and there != here:
+                raise InputError(
+                    f"{self.job.weights} was trained with {key} {there!r} ({beside}), but the "
+                    f"recipe says {here!r}: override {key}"
+                )
 
     def _train(self, records: list[dict[str, Any]]) -> None:
         cfg = self.resolved.cfg

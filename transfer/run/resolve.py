@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from convert.conventions import Conventions
 from runtime.config import get, leaves
+from runtime.distributed import from_main, world_size
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.yaml_file import read_recipe
@@ -82,7 +84,7 @@ def resolve(
     if seed is not None:
         cfg.SEED = seed
     if cfg.SEED < 0:
-        cfg.SEED = int(torch.seed() % 2**31)
+        cfg.SEED = from_main(secrets.randbelow(2**31))
         log.info("SEED was not given: drew %d", cfg.SEED)
     if output is not None:
         cfg.OUTPUT_DIR = str(output)
@@ -92,6 +94,7 @@ def resolve(
         _apply_conventions(cfg, conventions, stated)
     test = _apply_data(cfg, stated, custom=bool(train_data or test_data))
     engine.check(cfg)
+    _check_processes(cfg)
     return Resolved(cfg, _deviations(original, cfg), _recipe_hash(cfg), test)
 
 
@@ -135,6 +138,15 @@ def _apply_data(cfg: CfgNode, stated: set[str], custom: bool) -> tuple[Dataset, 
             )
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
     return test
+
+
+def _check_processes(cfg: CfgNode) -> None:
+    for key in ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM"):
+        if get(cfg, key) == "SyncBN" and world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
+            raise InputError(
+                f"{key} SyncBN: torch synchronises it over several processes on GPUs only; on "
+                f"CPUs use {key} naiveSyncBN"
+            )
 
 
 def _deviations(original: dict[str, Any], cfg: CfgNode) -> tuple[str, ...]:
