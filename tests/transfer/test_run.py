@@ -109,8 +109,7 @@ def test_run_folder_and_results(world: Path, tmp_path: Path) -> None:
         "epochs": 2.0,
     }
     assert results["dataset"]["classes"] == ["disc", "square"]
-    assert "MODEL.ROI_HEADS.NUM_CLASSES: 80 -> 2" in results["deviations"]
-    assert not [line for line in results["deviations"] if "SEED" in line or "OUTPUT" in line]
+    assert results["deviations"] == []  # the recipe leaves the data, and so the classes, open
     assert set(results["metrics"]["bbox"]) == {"AP", "AP50", "AP75", "AP-disc", "AP-square"}
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").open()]
     assert rows[-1]["iteration"] == 5

@@ -95,7 +95,7 @@ def resolve(
     test = _apply_data(cfg, stated, custom=bool(train_data or test_data))
     engine.check(cfg)
     _check_processes(cfg)
-    return Resolved(cfg, _deviations(original, cfg), _recipe_hash(cfg), test)
+    return Resolved(cfg, _deviations(original, cfg, stated), _recipe_hash(cfg), test)
 
 
 def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str]) -> None:
@@ -149,11 +149,17 @@ def _check_processes(cfg: CfgNode) -> None:
             )
 
 
-def _deviations(original: dict[str, Any], cfg: CfgNode) -> tuple[str, ...]:
+def _deviations(original: dict[str, Any], cfg: CfgNode, stated: set[str]) -> tuple[str, ...]:
+    """What differs from the recipe. What it leaves to the user, the data, is no deviation."""
+    left_open = {
+        key
+        for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.ROI_HEADS.NUM_CLASSES")
+        if key not in stated
+    }
     return tuple(
         f"{key}: {original[key]!r} -> {value!r}"
         for key, value in leaves(cfg)
-        if key not in NOT_PART_OF_THE_RECIPE and original[key] != value
+        if key not in NOT_PART_OF_THE_RECIPE | left_open and original[key] != value
     )
 
 
