@@ -7,7 +7,7 @@ import os
 from typing import Any, NoReturn
 
 from runtime.errors import InputError
-from transfer.data.dataset import XYWH, Dataset, Findings, Record, inside
+from transfer.data.dataset import WHERE_DATA_IS, XYWH, Dataset, Findings, Record, inside
 from transfer.data.masks import LARGEST_IMAGE, check_coordinates, read_polygons, read_rle
 
 
@@ -53,7 +53,7 @@ def _read_json(path: str) -> dict[str, Any]:
         with open(path, "rb") as stream:
             content = json.loads(stream.read(), parse_constant=_refuse_constant)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; {WHERE_DATA_IS}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ from typing import Any
 from runtime.errors import InputError
 
 XYXY, XYWH = 0, 1  # Detectron2's BoxMode.XYXY_ABS and BoxMode.XYWH_ABS
+WHERE_DATA_IS = "name your data with --train-data and --test-data, or set DETECTRON2_DATASETS"
 Record = dict[str, Any]  # one image: Detectron2's standard data-set dict
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.errors import InputError
-from transfer.data.dataset import XYXY, Dataset, Findings, Record, inside
+from transfer.data.dataset import WHERE_DATA_IS, XYXY, Dataset, Findings, Record, inside
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle",
@@ -79,8 +79,10 @@ def _class_names(folder: str) -> tuple[str, ...]:
 def _read_lines(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {WHERE_DATA_IS}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a text file: {error}") from error
 
 
 def _read_objects(path: Path) -> list[ET.Element]:
