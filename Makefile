@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest -m "not detectron2"
+	$(BIN)/python -m pytest -n auto -m "not detectron2"
 
 # Detectron2 must be importable: make detectron2, or an uncompiled source tree on PYTHONPATH.
 test-detectron2: $(VENV)/.installed
