@@ -28,7 +28,8 @@ def prepare(output: str | os.PathLike[str], resume: bool) -> Path:
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"OUTPUT_DIR {str(folder)!r} is a file: name another folder")
-    if not resume and ((folder / METRICS).exists() or (folder / LAST_CHECKPOINT).exists()):
+    begun = [folder / name for name in (METRICS, LAST_CHECKPOINT)]
+    if not resume and any(path.exists() and path.stat().st_size for path in begun):
         raise InputError(
             f"OUTPUT_DIR {str(folder)!r} already holds a run: continue it with --resume, or name "
             "another folder"

@@ -88,7 +88,7 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "x")
-    write_text(tmp_path / rundir.METRICS, "")
+    write_text(tmp_path / rundir.METRICS, "{}\n")
     for output, message in (
         ("", "OUTPUT_DIR is not set"),
         (tmp_path / "file", "is a file"),

@@ -141,6 +141,15 @@ def test_resumed_run_equals_the_unbroken_one(world: Path, tmp_path: Path) -> Non
         finetune(job(world, folder, *period, resume=True))
 
 
+def test_a_seed_that_was_drawn_is_kept_on_resume(world: Path, tmp_path: Path) -> None:
+    steps = ("SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "1")
+    drawn = finetune(job(world, tmp_path / "run", *steps, seed=None))["seed"]
+    assert finetune(job(world, tmp_path / "other", *steps, seed=None))["seed"] != drawn
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000000.pth")
+    assert finetune(job(world, tmp_path / "run", *steps, seed=None, resume=True))["seed"] == drawn
+
+
 def test_resume_refuses_another_arms_folder(world: Path, tmp_path: Path) -> None:
     finetune(job(world, tmp_path / "run", "SOLVER.MAX_ITER", "1"))
     other = str(tiny.write_backbone(tmp_path / "other.pkl", seed=5))

@@ -17,8 +17,8 @@ from transfer.compare.arms import RANDOM, Arm, parse_arms
 from transfer.compare.plan import make_plan, run_missing
 from transfer.compare.summary import summarise
 from transfer.engines.select import select_engine
-from transfer.run.finetune import BEGUN, Job, finetune
-from transfer.run.resolve import Resolved, resolve
+from transfer.run.finetune import Job, finetune
+from transfer.run.resolve import BEGUN, Resolved, resolve
 
 log = logging.getLogger("moco")
 

@@ -29,14 +29,13 @@ from transfer.engines.select import select_engine
 from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
-from transfer.run.resolve import CONVENTIONS, Resolved, resolve, step_generator_seed
+from transfer.run.resolve import BEGUN, CONVENTIONS, Resolved, resolve, step_generator_seed
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
 
 RANDOM = "random"
 RESULTS = "results.json"
-BEGUN = "run.json"  # what the folder's run is, from its first moment on
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def finetune(job: Job) -> dict[str, Any]:
         job.test_data,
         job.seed,
         job.output,
+        job.resume,
     )
     run = _Run(job, engine, reason, resolved, backbone)
     if not is_main():

@@ -27,6 +27,8 @@ from transfer.recipe.load import load_cfg
 
 log = logging.getLogger("moco")
 
+BEGUN = "run.json"  # in a run folder: what its run is, from its first moment on
+
 # What may differ between the seeds of one comparison, and between machines.
 NOT_PART_OF_THE_RECIPE = frozenset(
     (
@@ -67,6 +69,7 @@ def resolve(
     test_data: Sequence[str],
     seed: int | None,
     output: str | Path | None,
+    resume: bool = False,
 ) -> Resolved:
     """Build the final recipe.
 
@@ -83,11 +86,10 @@ def resolve(
         cfg.DATASETS.TEST = tuple(test_data)
     if seed is not None:
         cfg.SEED = seed
-    if cfg.SEED < 0:
-        cfg.SEED = from_main(secrets.randbelow(2**31))
-        log.info("SEED was not given: drew %d", cfg.SEED)
     if output is not None:
         cfg.OUTPUT_DIR = str(output)
+    if cfg.SEED < 0:
+        cfg.SEED = from_main(_seed_left_open(Path(cfg.OUTPUT_DIR) / BEGUN, resume))
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = "cpu"
     if conventions is not None:
@@ -96,6 +98,15 @@ def resolve(
     engine.check(cfg)
     _check_processes(cfg)
     return Resolved(cfg, _deviations(original, cfg, stated), _recipe_hash(cfg), test)
+
+
+def _seed_left_open(begun: Path, resume: bool) -> int:
+    """The seed where neither recipe nor user names one: of the run to resume, else a new one."""
+    if resume and begun.exists():
+        return int(json.loads(begun.read_text())["seed"])
+    seed = secrets.randbelow(2**31)
+    log.info("SEED was not given: drew %d", seed)
+    return seed
 
 
 def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str]) -> None:
