@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain.config import NOT_PART_OF_THE_RECIPE, default_cfg
-from runtime.config import leaves
+from runtime.config import dump, leaves
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.rundir import set_last_checkpoint
@@ -58,7 +58,7 @@ def save(
         "optimizer": optimizer.state_dict(),
         "step": step,
         "method": cfg.METHOD,
-        "config": cfg.dump(),
+        "config": dump(cfg),
         "data": fingerprint,
         "versions": versions(),
     }

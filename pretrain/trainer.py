@@ -20,6 +20,7 @@ from pretrain.images import ImageFolder
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
 from pretrain.pictures import save_views
 from runtime import rundir
+from runtime.config import dump
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
 from runtime.errors import InputError
 from runtime.files import write_text
@@ -128,7 +129,7 @@ class _Run:
 
     def _write_beginning(self, dataset: ViewDataset) -> None:
         cfg = self.cfg
-        write_text(self.output / "config.yaml", cfg.dump())
+        write_text(self.output / "config.yaml", dump(cfg))
         rundir.rewind_metrics(self.output, self.start)
         save_views(dataset, self.output / "views.png")
         log.info(

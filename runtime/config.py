@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from runtime.errors import InputError
@@ -51,6 +52,22 @@ def get(cfg: Mapping[str, Any], key: str, default: Any = None) -> Any:
             return default
         value = value[name]
     return value
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Without anchors, which our own reader refuses."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump(cfg: CfgNode) -> str:
+    """``cfg`` as YAML that can be read as a recipe again."""
+    return yaml.dump(_plain(cfg), Dumper=_PlainDumper)
+
+
+def _plain(value: Any) -> Any:
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def short(value: object) -> str:

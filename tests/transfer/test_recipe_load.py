@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fvcore.common.config import CfgNode
 
+from runtime.config import dump
 from runtime.errors import InputError
 from transfer.recipe.defaults import HONOURED, KNOWN, default_cfg
 from transfer.recipe.load import check_honoured, leaves, load_cfg
@@ -109,3 +110,10 @@ def test_keys_of_other_projects_are_refused_by_the_embedded_engine() -> None:
     cfg.MODEL.MY_KEY = 1
     with pytest.raises(InputError, match=r"MODEL\.MY_KEY is unknown to the embedded engine"):
         check_honoured(cfg)
+
+
+def test_a_dumped_configuration_is_a_recipe(tmp_path: Path) -> None:
+    cfg = default_cfg()
+    cfg.SOLVER.STEPS = cfg.INPUT.MIN_SIZE_TRAIN = (7, 8)  # one object twice: YAML would alias it
+    (tmp_path / "config.yaml").write_text(dump(cfg))
+    assert load_cfg(tmp_path / "config.yaml", (), default_cfg()) == cfg

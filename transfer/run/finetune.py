@@ -16,7 +16,7 @@ from torch import nn
 from convert.backbone_file import Backbone, read_backbone
 from convert.reading import read_checkpoint
 from runtime import rundir
-from runtime.config import get
+from runtime.config import dump, get
 from runtime.distributed import barrier, is_main, rank, world_size
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
@@ -133,7 +133,7 @@ class _Run:
                     )
         if not self.job.eval_only:
             self._write_begun()
-            write_text(self.output / "config.yaml", self.resolved.cfg.dump())
+            write_text(self.output / "config.yaml", dump(self.resolved.cfg))
         log.info("engine: %s (%s)", self.engine.name, self.engine_reason)
         log.info("recipe: %s, weights: %s", self.job.recipe, self.job.weights)
         for deviation in self.resolved.deviations:
