@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -194,7 +195,7 @@ class _Run:
         lr: float,
     ) -> None:
         loss_value, top1 = float(mean_over_ranks(loss)), float(mean_over_ranks(accuracy))
-        if loss_value != loss_value or abs(loss_value) == float("inf"):
+        if not math.isfinite(loss_value):
             raise RuntimeError(
                 f"the loss is {loss_value} at step {done}: the run has diverged; lower "
                 f"SOLVER.BASE_LR. Last good checkpoint: {rundir.last_checkpoint(self.output)}"

@@ -29,7 +29,7 @@ from transfer.engines.select import select_engine
 from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
-from transfer.run.resolve import BEGUN, CONVENTIONS, Resolved, resolve, step_generator_seed
+from transfer.run.resolve import BEGUN, CONVENTIONS, Resolved, initial_weights_seed, resolve
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
@@ -161,7 +161,7 @@ class _Run:
         results.reset_peak_memory()
         cfg = self.resolved.cfg
         records = [] if self.job.eval_only else training_records(cfg)
-        torch.manual_seed(step_generator_seed(cfg.SEED))
+        torch.manual_seed(initial_weights_seed(cfg.SEED))
         if self.job.eval_only:
             model = self.engine.build_model(cfg)
             self._check_conventions()

@@ -180,6 +180,6 @@ def _recipe_hash(cfg: CfgNode) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def step_generator_seed(seed: int) -> int:
+def initial_weights_seed(seed: int) -> int:
     """Seed of torch's global generator while the model is built."""
     return int(generator(seed, "initial weights").integers(2**63))
