@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from convert.formats import backbone_state, detect
 from convert.reading import read_checkpoint
 from demo.folder import MARK, DataRecipe, make
 from pretrain.encoder import build_encoder
@@ -85,13 +86,9 @@ def _print_knn(output: Path, images: Path) -> None:
         torch.manual_seed(0)
         encoder = build_encoder(ARCH, 1)
         if name != "random":
-            prefix = "module.encoder_q." if name == "moco" else "module."
-            state = read_checkpoint(output / name / FINAL)["state_dict"]
-            trunk = {
-                key.removeprefix(prefix): value
-                for key, value in state.items()
-                if key.startswith(prefix) and not key.startswith(f"{prefix}fc.")
-            }
+            source = str(output / name / FINAL)
+            content = read_checkpoint(source)
+            trunk = backbone_state(content, detect(content, source), source)
             missing = encoder.load_state_dict(trunk, strict=False).missing_keys
             assert missing == ["fc.weight", "fc.bias"], missing
         found = features(encoder, folder, KNN_SIZE)

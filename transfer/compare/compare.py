@@ -13,11 +13,11 @@ from convert.backbone_file import read_backbone
 from runtime import rundir
 from runtime.errors import InputError
 from runtime.metrics import set_up_logging
-from transfer.compare.arms import RANDOM, Arm, parse_arms
+from transfer.compare.arms import Arm, parse_arms
 from transfer.compare.plan import make_plan, run_missing
 from transfer.compare.summary import summarise
 from transfer.engines.select import select_engine
-from transfer.run.finetune import Job, finetune
+from transfer.run.finetune import RANDOM, Job, finetune
 from transfer.run.resolve import BEGUN, Resolved, resolve
 
 log = logging.getLogger("moco")

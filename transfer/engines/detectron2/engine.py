@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import detectron2
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import build_model
@@ -75,9 +74,7 @@ class Detectron2Engine:
         if training.checkpoint is None:
             training.initialise(getattr(model, "module", model))
         else:
-            DetectionCheckpointer(getattr(model, "module", model))._load_model(
-                {"model": training.checkpoint["model"], "matching_heuristics": False}
-            )
+            getattr(model, "module", model).load_state_dict(training.checkpoint["model"])
             trainer.load_state_dict(training.checkpoint["trainer"])
             trainer.start_iter = training.start
         trainer.train()
