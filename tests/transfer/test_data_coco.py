@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -276,7 +277,9 @@ JSON = st.recursive(
 def test_any_json_is_read_or_refused_never_a_crash(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("coco")
     rle = {"size": [20, 30], "counts": [600]}
-    tree = content(segmentation=data.draw(st.sampled_from([[POLYGON], rle])), keypoints=[1, 2, 2])
+    segmentation = data.draw(st.sampled_from([[list(POLYGON)], rle]))
+    # A copy: what is changed below must not leak into the next example.
+    tree = copy.deepcopy(content(segmentation=segmentation, keypoints=[1, 2, 2]))
     target: Any = tree
     while isinstance(target, (dict, list)) and target and data.draw(st.integers(0, 4)):
         keys = list(target) if isinstance(target, dict) else list(range(len(target)))
