@@ -20,7 +20,8 @@ from convert.to_detectron2 import convert_file  # noqa: E402
 from pretrain.encoder import build_encoder  # noqa: E402
 from transfer.engines.select import select_engine  # noqa: E402
 from transfer.recipe.load import load_cfg  # noqa: E402
-from transfer.run.finetune import Job, finetune  # noqa: E402
+from transfer.run.finetune import finetune  # noqa: E402
+from transfer.run.job import Job  # noqa: E402
 
 SMALL = {
     "FPN": "MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16".split(),

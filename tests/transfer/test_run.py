@@ -20,7 +20,8 @@ from runtime.errors import InputError
 from transfer.engines.embedded import build_model
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_cfg
-from transfer.run.finetune import Job, finetune
+from transfer.run.finetune import finetune
+from transfer.run.job import Job
 from transfer.run.weights import load_backbone
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-from transfer.run.finetune import RANDOM
+from transfer.run.job import RANDOM
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_FILES = frozenset({"plots", "table.md", "table.csv", "report.html"})

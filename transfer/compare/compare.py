@@ -17,7 +17,8 @@ from transfer.compare.arms import Arm, parse_arms
 from transfer.compare.plan import make_plan, run_missing
 from transfer.compare.summary import summarise
 from transfer.engines.select import select_engine
-from transfer.run.finetune import RANDOM, Job, finetune
+from transfer.run.finetune import finetune
+from transfer.run.job import RANDOM, Job
 from transfer.run.resolve import BEGUN, Resolved, resolve
 
 log = logging.getLogger("moco")
@@ -103,18 +104,7 @@ def _check_all(comparison: Comparison, arms: Sequence[Arm]) -> Resolved:
     resolved = []
     for arm in arms:
         conventions = read_backbone(arm.weights).conventions if arm.weights else None
-        resolved.append(
-            resolve(
-                engine,
-                job.recipe,
-                job.overrides,
-                conventions,
-                job.train_data,
-                job.test_data,
-                seed=1,
-                output=None,
-            )
-        )
+        resolved.append(resolve(engine, replace(job, seed=1, output=None), conventions))
         if resolved[-1].recipe_hash != resolved[0].recipe_hash:
             raise InputError(
                 f"arm {arm.name} needs another recipe than arm {arms[0].name}: its architecture "

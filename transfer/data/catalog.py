@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.errors import InputError
@@ -65,14 +66,16 @@ def _built_in(name: str) -> Dataset:
     )
 
 
-def training_records(cfg: Any) -> list[Record]:
+def training_records(cfg: Any, datasets: Sequence[Dataset] = ()) -> list[Record]:
     """The images to train on: all of DATASETS.TRAIN, one after the other.
+
+    ``datasets`` are those of DATASETS.TRAIN if they are loaded already.
 
     As Detectron2, images without an object that is not a crowd are left out if
     DATALOADER.FILTER_EMPTY_ANNOTATIONS. Raises :class:`InputError` where the data sets' classes
     differ, an image has no mask that MODEL.MASK_ON needs, or nothing is left.
     """
-    datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
+    datasets = list(datasets) or [get_dataset(name) for name in cfg.DATASETS.TRAIN]
     if not datasets:
         raise InputError("DATASETS.TRAIN names no data set")
     for other in datasets[1:]:

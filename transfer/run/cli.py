@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from transfer.engines.select import ENGINES
-from transfer.run.finetune import Job
+from transfer.run.job import Job
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

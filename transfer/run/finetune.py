@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,38 +29,13 @@ from transfer.engines.select import select_engine
 from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
+from transfer.run.job import RANDOM, Job
 from transfer.run.resolve import BEGUN, CONVENTIONS, Resolved, initial_weights_seed, resolve
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
 
-RANDOM = "random"
 RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the user asked for.
-
-    Attributes:
-        recipe: YAML file.
-        weights: ``backbone.pkl``, or for evaluation ``model_final.pth``; "random" for none.
-        overrides: KEY VALUE pairs.
-        output: run folder; None for the recipe's OUTPUT_DIR.
-        arm: name in a comparison.
-    """
-
-    recipe: str
-    weights: str
-    overrides: Sequence[str] = ()
-    train_data: Sequence[str] = ()
-    test_data: Sequence[str] = ()
-    engine: str = "auto"
-    seed: int | None = None
-    output: str | None = None
-    resume: bool = False
-    eval_only: bool = False
-    arm: str | None = None
 
 
 def finetune(job: Job) -> dict[str, Any]:
@@ -71,17 +46,7 @@ def finetune(job: Job) -> dict[str, Any]:
     set_up_logging(None, is_main())
     engine, reason = select_engine(job.engine)
     backbone = _backbone(job)
-    resolved = resolve(
-        engine,
-        job.recipe,
-        job.overrides,
-        backbone.conventions if backbone else None,
-        job.train_data,
-        job.test_data,
-        job.seed,
-        job.output,
-        job.resume,
-    )
+    resolved = resolve(engine, job, backbone.conventions if backbone else None)
     run = _Run(job, engine, reason, resolved, backbone)
     if not is_main():
         barrier()
@@ -160,7 +125,7 @@ class _Run:
         started = time.perf_counter()
         results.reset_peak_memory()
         cfg = self.resolved.cfg
-        records = [] if self.job.eval_only else training_records(cfg)
+        records = [] if self.job.eval_only else training_records(cfg, self.resolved.train)
         torch.manual_seed(initial_weights_seed(cfg.SEED))
         if self.job.eval_only:
             model = self.engine.build_model(cfg)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from transfer.data.catalog import Dataset, get_dataset
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_cfg
+from transfer.run.job import Job
 
 log = logging.getLogger("moco")
 
@@ -51,53 +51,45 @@ class Resolved:
         cfg: the final configuration of the engine.
         deviations: ``KEY: recipe's value -> value of this run (why)``, one line each.
         recipe_hash: SHA-256 over all keys that decide the result, the same for both engines.
+        train: the data sets to train on.
         test: the data sets to evaluate on.
     """
 
     cfg: CfgNode
     deviations: tuple[str, ...]
     recipe_hash: str
+    train: tuple[Dataset, ...]
     test: tuple[Dataset, ...]
 
 
-def resolve(
-    engine: Engine,
-    recipe: str | Path,
-    overrides: Sequence[str],
-    conventions: Conventions | None,
-    train_data: Sequence[str],
-    test_data: Sequence[str],
-    seed: int | None,
-    output: str | Path | None,
-    resume: bool = False,
-) -> Resolved:
+def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolved:
     """Build the final recipe.
 
     Data given by option replaces DATASETS.*; MODEL.ROI_HEADS.NUM_CLASSES follows from the data;
     the conventions of the weights are applied, and refused where the recipe says otherwise.
     Raises InputError for anything that does not fit.
     """
-    cfg = load_cfg(recipe, overrides, engine.base_cfg())
-    stated = {key for key, _ in leaves(read_recipe(recipe))} | set(overrides[::2])
-    original = dict(leaves(load_cfg(recipe, (), engine.base_cfg())))
-    if train_data:
-        cfg.DATASETS.TRAIN = tuple(train_data)
-    if test_data:
-        cfg.DATASETS.TEST = tuple(test_data)
-    if seed is not None:
-        cfg.SEED = seed
-    if output is not None:
-        cfg.OUTPUT_DIR = str(output)
+    cfg = load_cfg(job.recipe, job.overrides, engine.base_cfg())
+    stated = {key for key, _ in leaves(read_recipe(job.recipe))} | set(job.overrides[::2])
+    original = dict(leaves(load_cfg(job.recipe, (), engine.base_cfg())))
+    if job.train_data:
+        cfg.DATASETS.TRAIN = tuple(job.train_data)
+    if job.test_data:
+        cfg.DATASETS.TEST = tuple(job.test_data)
+    if job.seed is not None:
+        cfg.SEED = job.seed
+    if job.output is not None:
+        cfg.OUTPUT_DIR = str(job.output)
     if cfg.SEED < 0:
-        cfg.SEED = from_main(_seed_left_open(Path(cfg.OUTPUT_DIR) / BEGUN, resume))
+        cfg.SEED = from_main(_seed_left_open(Path(cfg.OUTPUT_DIR) / BEGUN, job.resume))
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = "cpu"
     if conventions is not None:
         _apply_conventions(cfg, conventions, stated)
-    test = _apply_data(cfg, stated, custom=bool(train_data or test_data))
+    train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
     engine.check(cfg)
     _check_processes(cfg)
-    return Resolved(cfg, _deviations(original, cfg, stated), _recipe_hash(cfg), test)
+    return Resolved(cfg, _deviations(original, cfg, stated), _recipe_hash(cfg), train, test)
 
 
 def _seed_left_open(begun: Path, resume: bool) -> int:
@@ -124,31 +116,34 @@ def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str])
         node[name] = value
 
 
-def _apply_data(cfg: CfgNode, stated: set[str], custom: bool) -> tuple[Dataset, ...]:
+def _apply_data(
+    cfg: CfgNode, stated: set[str], custom: bool
+) -> tuple[tuple[Dataset, ...], tuple[Dataset, ...]]:
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
         raise InputError(
             "name the data: DATASETS.TRAIN and DATASETS.TEST, or --train-data and "
             "--test-data, e.g. voc:DIR:trainval or coco:FILE.json:IMAGE_DIR"
         )
-    train = get_dataset(cfg.DATASETS.TRAIN[0])
+    train = tuple(get_dataset(name) for name in cfg.DATASETS.TRAIN)
     test = tuple(get_dataset(name) for name in cfg.DATASETS.TEST)
-    for dataset in (train, *test):
+    first = train[0]
+    for dataset in (*train, *test):
         for note in dataset.metadata.get("notes", ()):
             log.info("%s: %s", dataset.name, note)
-        if dataset.classes != train.classes:
+        if dataset.classes != first.classes:
             raise InputError(
-                f"{dataset.name} and {train.name} have different classes: "
-                f"{', '.join(dataset.classes)} against {', '.join(train.classes)}"
+                f"{dataset.name} and {first.name} have different classes: "
+                f"{', '.join(dataset.classes)} against {', '.join(first.classes)}"
             )
-    count = len(train.classes)
+    count = len(first.classes)
     if count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         if "MODEL.ROI_HEADS.NUM_CLASSES" in stated and not custom:
             raise InputError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
-                f"{train.name} has {count} classes: {', '.join(train.classes[:10])}"
+                f"{first.name} has {count} classes: {', '.join(first.classes[:10])}"
             )
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
-    return test
+    return train, test
 
 
 def _check_processes(cfg: CfgNode) -> None:
