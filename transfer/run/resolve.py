@@ -23,7 +23,7 @@ from transfer.data.catalog import Dataset, get_dataset
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_cfg
-from transfer.run.job import Job
+from transfer.run.job import Job, Options
 
 log = logging.getLogger("moco")
 
@@ -89,7 +89,9 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
     engine.check(cfg)
     _check_processes(cfg)
-    return Resolved(cfg, _deviations(original, cfg, stated), _recipe_hash(cfg), train, test)
+    return Resolved(
+        cfg, _deviations(original, cfg, stated), _recipe_hash(cfg, job.options), train, test
+    )
 
 
 def _seed_left_open(begun: Path, resume: bool) -> int:
@@ -169,9 +171,13 @@ def _deviations(original: dict[str, Any], cfg: CfgNode, stated: set[str]) -> tup
     )
 
 
-def _recipe_hash(cfg: CfgNode) -> str:
+def _recipe_hash(cfg: CfgNode, options: Options) -> str:
     keys = {key for key, _ in leaves(default_cfg())} - NOT_PART_OF_THE_RECIPE - CONVENTIONS
     values = {key: value for key, value in leaves(cfg) if key in keys}
+    # --batch and its like are seen in the keys that they change
+    for name in ("accumulate", "amp_dtype", "voc_metric"):
+        if getattr(options, name) != getattr(Options, name):
+            values[name] = getattr(options, name)
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
 
 
