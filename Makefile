@@ -16,7 +16,7 @@ test: $(VENV)/.installed
 # Detectron2 must be importable: make detectron2, or an uncompiled source tree on PYTHONPATH.
 test-detectron2: $(VENV)/.installed
 	$(BIN)/python -c "import detectron2" || (echo "Detectron2 does not import: make detectron2"; exit 2)
-	$(BIN)/python -m pytest -m detectron2
+	PARITY_PAGE=docs/parity.md $(BIN)/python -m pytest -m detectron2
 
 # From its public repository, or from a checkout: make detectron2 DETECTRON2_SRC=DIR
 detectron2: $(VENV)/.installed

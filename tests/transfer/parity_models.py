@@ -84,6 +84,27 @@ RECIPES: dict[str, dict[str, Any]] = {
         "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.3, 0.6],
         "MODEL.ROI_HEADS.IOU_LABELS": [0, -1, 1],
     },
+    "R34-FPN-naiveSyncBN": {
+        **FPN,
+        **R18,
+        "MODEL.RESNETS.DEPTH": 34,
+        "MODEL.RESNETS.NORM": "naiveSyncBN",
+        "MODEL.FPN.NORM": "naiveSyncBN",
+        "MODEL.BACKBONE.FREEZE_AT": 1,
+    },
+    "R101-C4-ExtraNorm-narrow-BN": {
+        **C4_MOCO,
+        **NARROW,
+        "MODEL.RESNETS.DEPTH": 101,
+        "MODEL.RESNETS.NORM": "BN",
+    },
+    "R152-FPN-narrow-nnSyncBN-stride-in-1x1": {
+        **FPN,
+        **NARROW,
+        "MODEL.RESNETS.DEPTH": 152,
+        "MODEL.RESNETS.NORM": "nnSyncBN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    },
     "X50-FPN-8x4d-smooth-l1": {
         **FPN,
         **NARROW,

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model as build_reference
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from parity_models import RECIPES, batch, recipe, spread_weights
+from parity_page import PAGE
 
 from transfer.engines.detectron2 import heads  # noqa: F401  (registers MoCo's head)
 from transfer.engines.detectron2.convert import from_instances, to_instances
@@ -24,7 +25,11 @@ from transfer.recipe.defaults import default_cfg
 pytestmark = pytest.mark.detectron2
 
 
+STEPS = 20  # of SGD
+
+
 class Pair(NamedTuple):
+    name: str
     cfg: CfgNode
     ours: nn.Module
     reference: nn.Module
@@ -41,18 +46,18 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     rng_ours = torch.get_rng_state()
     torch.manual_seed(3)
     reference = build_reference(recipe(request.param, get_cfg()))
-    return Pair(cfg, ours, reference, rng_ours, torch.get_rng_state())
+    return Pair(request.param, cfg, ours, reference, rng_ours, torch.get_rng_state())
 
 
-def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    """Names whose tensors are not the same bits; both must have the same names in one order."""
-    assert list(a) == list(b)
-    return [name for name in a if not torch.equal(a[name], b[name])]
+def difference(name: str, what: str, ours: Any, reference: Any) -> float:
+    """The largest difference; it goes to docs/parity.md."""
+    return PAGE.note("Models", name, what, ours, reference)
 
 
 def test_construction(pair: Pair) -> None:
-    assert differing(pair.ours.state_dict(), pair.reference.state_dict()) == []
-    assert torch.equal(pair.rng_ours, pair.rng_reference)
+    states = (dict(model.state_dict()) for model in (pair.ours, pair.reference))
+    assert difference(pair.name, "initial weights", *states) == 0
+    assert difference(pair.name, "random state", pair.rng_ours, pair.rng_reference) == 0
     trainable = [
         [name for name, p in model.named_parameters() if p.requires_grad]
         for model in (pair.ours, pair.reference)
@@ -70,13 +75,13 @@ def test_detections(pair: Pair) -> None:
         expected = [from_instances(r["instances"]) for r in reference(samples)]
     for image, same in zip(found, expected, strict=True):
         assert len(image["scores"]) > 10
-        assert differing(image, same) == []
+        assert difference(pair.name, "detections", image, same) == 0
         if "masks" in image:  # else equal masks would say nothing
             assert image["masks"].flatten(1).any(dim=1).float().mean() > 0.5
 
 
 def test_training(pair: Pair) -> None:
-    """Four steps, one with an image without objects: losses, gradients, weights, statistics."""
+    """Some steps, one with an image without objects: losses, gradients, weights, statistics."""
     spread_weights(pair.ours)
     pair.reference.load_state_dict(pair.ours.state_dict())
     models = (pair.ours.train(), pair.reference.train())
@@ -84,7 +89,7 @@ def test_training(pair: Pair) -> None:
         torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
         for m in models
     ]
-    for step in range(4):
+    for step in range(STEPS):
         samples = batch(pair.cfg, seed=step, empty=1 if step == 1 else None)
         losses = one_step(pair.ours, samples, step, optimizers[0])
         rng = torch.get_rng_state()
@@ -92,11 +97,12 @@ def test_training(pair: Pair) -> None:
             inputs = [to_instances(sample) for sample in samples]
             expected = one_step(pair.reference, inputs, step, optimizers[1])
         assert torch.equal(rng, torch.get_rng_state())
-        assert differing(losses, expected) == []
+        assert difference(pair.name, "losses", losses, expected) == 0
         grads = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in models]
         assert grads[0]
-        assert differing(*grads) == []
-    assert differing(pair.ours.state_dict(), pair.reference.state_dict()) == []
+        assert difference(pair.name, "gradients", *grads) == 0
+    states = (dict(model.state_dict()) for model in models)
+    assert difference(pair.name, f"weights after {STEPS} steps", *states) == 0
 
 
 @pytest.mark.parametrize("name", ["R18-FPN-GN-4conv1fc-giou-agnostic"])
@@ -116,7 +122,7 @@ def test_mixed_precision(name: str) -> None:
         sum(losses.values()).backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         results.append({**losses, **grads})
-    assert differing(*results) == []
+    assert difference(f"{name}, bfloat16", "losses and gradients", *results) == 0
 
 
 def one_step(
