@@ -78,6 +78,12 @@ def test_whole_runs_are_equal(world: Path, architecture: str) -> None:
     assert ours["recipe_hash"] == theirs["recipe_hash"]
     assert ours["metrics"] == theirs["metrics"]
     assert ours["load_report"]["loaded"] == theirs["load_report"]["loaded"] == 100
+    parts = [
+        [(part["module"], part["lr"], part["weight_decay"]) for part in run["load_report"]["modules"]]
+        for run in (ours, theirs)
+    ]
+    assert parts[0] == parts[1]
+    assert ("roi_heads.box_predictor", "0.02", "0.0001") in parts[0]
     folders = [world / f"{architecture}_{engine}" for engine in ("embedded", "detectron2")]
     a, b = map(final, folders)
     assert list(a) == list(b)

@@ -34,7 +34,8 @@ class Training:
         start: iterations done before; 0 for a new run.
         checkpoint: content of the checkpoint to continue from, or None.
         batches: endless batches of this process, from a given iteration on.
-        initialise: loads the weights into a new model and reports it.
+        initialise: loads the weights into a new model and reports it, with the rates that the
+            optimiser has for each part.
         evaluate: evaluates a predictor on DATASETS.TEST.
     """
 
@@ -43,7 +44,7 @@ class Training:
     start: int
     checkpoint: dict[str, Any] | None
     batches: Callable[[int], Iterable[Batch]]
-    initialise: Callable[[nn.Module], None]
+    initialise: Callable[[nn.Module, torch.optim.Optimizer], None]
     evaluate: Callable[[Predictor], Metrics]
 
     def precise_bn_batches(self) -> Iterable[Batch]:

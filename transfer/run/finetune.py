@@ -192,8 +192,8 @@ class _Run:
         log.info("resuming from %s at iteration %d; --weights is not read again", last, start)
         return content, start
 
-    def _initialise(self, model: nn.Module) -> None:
-        report = load_backbone(model, self.backbone, self.job.weights)
+    def _initialise(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        report = load_backbone(model, self.backbone, self.job.weights, optimizer)
         self.load_report = report.to_dict()
         if is_main():
             report.log()

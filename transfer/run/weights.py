@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,12 @@ STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """What happened to one part of the model: tensors by origin, parameters by fate."""
+    """What happened to one part of the model: tensors by origin, parameters by fate.
+
+    ``lr`` (before the schedule's factor) and ``weight_decay`` are the optimiser's, as a text: that
+    of the weights, then in brackets those of biases and norms that differ. Both are empty where
+    nothing is trained.
+    """
 
     module: str
     loaded: int
@@ -32,6 +37,8 @@ class ModuleReport:
     norm: str
     trainable: int
     frozen: int
+    lr: str = ""
+    weight_decay: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,30 +67,29 @@ class LoadReport:
 
     def log(self) -> None:
         """Print the table."""
+        line = "%-28s %7s %7s  %-22s %9s %7s  %-8s  %s"
         log.info(
-            "%-28s %7s %7s  %-22s %9s %7s",
-            "module",
-            "loaded",
-            "random",
-            "norm",
-            "trainable",
-            "frozen",
+            line,
+            *("module", "loaded", "random", "norm", "trainable", "frozen", "lr", "weight decay"),
         )
         for part in self.modules:
-            log.info(
-                "%-28s %7d %7d  %-22s %9d %7d",
-                *(part.module, part.loaded, part.initialised, part.norm or "-"),
-                *(part.trainable, part.frozen),
-            )
+            values = asdict(part).values()
+            log.info(line, *("-" if value == "" else value for value in values))
 
 
-def load_backbone(model: nn.Module, backbone: Backbone | None, source: str) -> LoadReport:
+def load_backbone(
+    model: nn.Module,
+    backbone: Backbone | None,
+    source: str,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> LoadReport:
     """Copy every array of ``backbone`` into ``model``, in place; None leaves all weights random.
 
     A name matches the tensor that it is a suffix of (``res5.0.conv1.weight`` is
     ``roi_heads.res5.0.conv1.weight`` in a C4 model), as in Detectron2's matching. Raises
     InputError, before anything is copied, where an array finds no tensor, a shape differs, or a
-    tensor of the residual network finds no array: nothing stays random by accident.
+    tensor of the residual network finds no array: nothing stays random by accident. ``optimizer``
+    adds its rates to the report.
     """
     state = model.state_dict()
     arrays = {} if backbone is None else backbone.arrays
@@ -106,7 +112,7 @@ def load_backbone(model: nn.Module, backbone: Backbone | None, source: str) -> L
     with torch.no_grad():
         for key, name in targets.items():
             state[key].copy_(torch.from_numpy(np.array(arrays[name])))
-    return report(model, set(targets))
+    return report(model, set(targets), optimizer)
 
 
 def load_detector(model: nn.Module, path: str | Path) -> LoadReport:
@@ -126,7 +132,9 @@ def load_detector(model: nn.Module, path: str | Path) -> LoadReport:
     return report(model, set(state))
 
 
-def report(model: nn.Module, loaded: set[str]) -> LoadReport:
+def report(
+    model: nn.Module, loaded: set[str], optimizer: torch.optim.Optimizer | None = None
+) -> LoadReport:
     """Group the tensors of ``model`` by part; ``loaded`` are those that came from a file.
 
     Batch counters are left out: nothing is computed from them, and many files lack them.
@@ -138,9 +146,10 @@ def report(model: nn.Module, loaded: set[str]) -> LoadReport:
         groups.setdefault(_part(name), []).append(name)
     parameters = dict(model.named_parameters())
     norms: dict[str, set[str]] = {part: set() for part in groups}
-    for name, module in model.named_modules():
-        if "Norm" in type(module).__name__ and (part := _part(f"{name}.weight")) in norms:
+    for name, module in _norms(model):
+        if (part := _part(f"{name}.weight")) in norms:
             norms[part].add(type(module).__name__)
+    lr, decay = (rates(model, optimizer, key) for key in ("lr", "weight_decay"))
     return LoadReport(
         tuple(
             ModuleReport(
@@ -150,10 +159,52 @@ def report(model: nn.Module, loaded: set[str]) -> LoadReport:
                 norm="+".join(sorted(norms[part])),
                 trainable=sum(n in parameters and parameters[n].requires_grad for n in names),
                 frozen=sum(n in parameters and not parameters[n].requires_grad for n in names),
+                lr=lr.get(part, ""),
+                weight_decay=decay.get(part, ""),
             )
             for part, names in groups.items()
         )
     )
+
+
+def rates(model: nn.Module, optimizer: torch.optim.Optimizer | None, key: str) -> dict[str, str]:
+    """A setting of the optimiser's parameter groups ("lr", "weight_decay") for each part.
+
+    ``0.0001 (norm 0)``: of the weights, and of the biases and norms where they differ. A part
+    without a parameter in the optimiser is left out.
+    """
+    values: dict[torch.Tensor, float] = {}
+    for group in optimizer.param_groups if optimizer is not None else ():
+        # a schedule has multiplied the rate already, and keeps what it was
+        value = group["initial_lr"] if key == "lr" and "initial_lr" in group else group[key]
+        values |= dict.fromkeys(group["params"], value)
+    norms = {id(p) for _, norm in _norms(model) for p in norm.parameters(recurse=False)}
+    found: dict[str, dict[str, set[float]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter in values:
+            kind = "bias" if name.endswith(".bias") else "weight"
+            if id(parameter) in norms:
+                kind = "norm" if kind == "weight" else "norm bias"
+            kinds = found.setdefault(_part(name), {})
+            kinds.setdefault(kind, set()).add(values[parameter])
+    return {part: _rates_text(kinds) for part, kinds in found.items()}
+
+
+def _rates_text(kinds: Mapping[str, set[float]]) -> str:
+    texts = {k: "/".join(f"{v:g}" for v in sorted(values)) for k, values in kinds.items()}
+    order = ("weight", "bias", "norm", "norm bias")
+    main = next(texts[kind] for kind in order if kind in texts)
+    usual = {"norm bias": texts.get("norm", main)}  # what the reader will expect of a kind
+    others = [
+        f"{kind} {texts[kind]}"
+        for kind in order
+        if kind in texts and texts[kind] != usual.get(kind, main)
+    ]
+    return f"{main} ({', '.join(others)})" if others else main
+
+
+def _norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, m) for name, m in model.named_modules() if "Norm" in type(m).__name__)
 
 
 def _match(state: Mapping[str, torch.Tensor], arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -72,7 +72,7 @@ class Detectron2Engine:
         model = trainer._trainer.model
         trainer.register_hooks([_SeedIterations(training.cfg.SEED)])
         if training.checkpoint is None:
-            training.initialise(getattr(model, "module", model))
+            training.initialise(getattr(model, "module", model), trainer._trainer.optimizer)
         else:
             getattr(model, "module", model).load_state_dict(training.checkpoint["model"])
             trainer.load_state_dict(training.checkpoint["trainer"])

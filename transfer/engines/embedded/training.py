@@ -48,7 +48,7 @@ class _Loop:
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.factor = lr_factor(self.cfg)
         if training.checkpoint is None:
-            training.initialise(self.model)
+            training.initialise(self.model, self.optimizer)
         else:
             self.model.load_state_dict(training.checkpoint["model"])
             state = training.checkpoint["trainer"]["_trainer"]["optimizer"]
