@@ -79,8 +79,8 @@ def test_whole_runs_are_equal(world: Path, architecture: str) -> None:
     assert ours["metrics"] == theirs["metrics"]
     assert ours["load_report"]["loaded"] == theirs["load_report"]["loaded"] == 100
     parts = [
-        [(part["module"], part["lr"], part["weight_decay"]) for part in run["load_report"]["modules"]]
-        for run in (ours, theirs)
+        [tuple(part[k] for k in ("module", "lr", "weight_decay")) for part in modules]
+        for modules in (ours["load_report"]["modules"], theirs["load_report"]["modules"])
     ]
     assert parts[0] == parts[1]
     assert ("roi_heads.box_predictor", "0.02", "0.0001") in parts[0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from fvcore.common.config import CfgNode
+
+from runtime.config import get
 
 _NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool")
@@ -35,8 +38,17 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
+}
+
+# All that Detectron2 has, so both engines.
+SOLVER_CHOICES: dict[str, tuple[str, ...]] = {
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
 }
 
 
@@ -64,3 +76,34 @@ def contradictions(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.KEYPOINT_ON needs StandardROIHeads: {head} has no keypoint branch"
     if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
         yield "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD need one number a channel each"
+    yield from solver_contradictions(cfg)
+
+
+def solver_contradictions(cfg: CfgNode) -> Iterator[str]:
+    """What neither engine can train with, a line each."""
+    for key, allowed in SOLVER_CHOICES.items():
+        if (value := get(cfg, key)) not in allowed:
+            yield f"{key} {value!r} is unknown: choose from {', '.join(map(repr, allowed))}"
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        if not 0 <= solver.BASE_LR_END <= solver.BASE_LR or not solver.BASE_LR:
+            yield (
+                f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must be from 0 to SOLVER.BASE_LR "
+                f"{solver.BASE_LR}, which must not be 0: the cosine falls from one to the other"
+            )
+    elif solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+        if not 0 < solver.NUM_DECAYS < solver.MAX_ITER or solver.GAMMA <= 0:
+            yield (
+                f"SOLVER.NUM_DECAYS {solver.NUM_DECAYS} and SOLVER.GAMMA {solver.GAMMA}: "
+                "WarmupStepWithFixedGammaLR needs from 1 decay to MAX_ITER - 1, by a positive "
+                "factor"
+            )
+    elif not all(a < b for a, b in pairwise((0, *solver.STEPS))) or solver.MAX_ITER in solver.STEPS:
+        yield (
+            f"SOLVER.STEPS {tuple(solver.STEPS)} must rise from more than 0, and a step at "
+            f"MAX_ITER {solver.MAX_ITER} itself is not defined: leave it out"
+        )
+    if clip.ENABLED and not clip.CLIP_VALUE > 0:
+        yield f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE {clip.CLIP_VALUE} must be more than 0"
+    if solver.NESTEROV and not solver.MOMENTUM > 0:
+        yield "SOLVER.NESTEROV needs SOLVER.MOMENTUM more than 0"

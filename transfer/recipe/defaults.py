@@ -143,6 +143,15 @@ HONOURED: dict[str, Any] = {
         "IMS_PER_BATCH": 16,
         "BIAS_LR_FACTOR": 1.0,
         "WEIGHT_DECAY_BIAS": None,
+        "BASE_LR_END": 0.0,
+        "NUM_DECAYS": 3,
+        "RESCALE_INTERVAL": False,
+        "CLIP_GRADIENTS": {
+            "ENABLED": False,
+            "CLIP_TYPE": "value",
+            "CLIP_VALUE": 1.0,
+            "NORM_TYPE": 2.0,
+        },
     },
     "TEST": {
         "EXPECTED_RESULTS": [],
@@ -227,16 +236,7 @@ KNOWN: dict[str, Any] = {
     },
     "DATALOADER": {"REPEAT_THRESHOLD": 0.0, "REPEAT_SQRT": True},
     "SOLVER": {
-        "BASE_LR_END": 0.0,
-        "NUM_DECAYS": 3,
-        "RESCALE_INTERVAL": False,
         "REFERENCE_WORLD_SIZE": 0,
-        "CLIP_GRADIENTS": {
-            "ENABLED": False,
-            "CLIP_TYPE": "value",
-            "CLIP_VALUE": 1.0,
-            "NORM_TYPE": 2.0,
-        },
         "AMP": {"ENABLED": False},
     },
     "TEST": {

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import detectron2
+import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import build_model
@@ -28,6 +29,7 @@ from transfer.engines.base import (
 )
 from transfer.engines.detectron2 import heads  # noqa: F401  registers Res5ROIHeadsExtraNorm
 from transfer.engines.detectron2.convert import from_instances, to_instances
+from transfer.recipe.choices import solver_contradictions
 
 
 class Detectron2Engine:
@@ -47,6 +49,8 @@ class Detectron2Engine:
                 "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18/34 in Detectron2: run "
                 "this width with --engine embedded"
             )
+        for line in solver_contradictions(cfg):
+            raise InputError(line)
 
     def versions(self) -> dict[str, str]:
         """Detectron2's version."""
@@ -114,6 +118,15 @@ def _trainer_class(engine: Detectron2Engine, training: Training) -> type[Default
         @classmethod
         def build_train_loader(cls, cfg: CfgNode) -> _Batches:
             return _Batches(next(loaders))
+
+        @classmethod
+        def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+            # Detectron2 asks for the rate after the last iteration, too, and fails there:
+            # fvcore's StepParamScheduler (WarmupStepWithFixedGammaLR) has none for it.
+            scheduler = super().build_lr_scheduler(cfg, optimizer)
+            multiplier, last = scheduler._multiplier, 1 - 1 / cfg.SOLVER.MAX_ITER
+            scheduler._multiplier = lambda where: multiplier(where if where < 1 else last)
+            return scheduler
 
         @classmethod
         def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Metrics:
