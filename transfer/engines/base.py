@@ -37,6 +37,8 @@ class Training:
         initialise: loads the weights into a new model and reports it, with the rates that the
             optimiser has for each part.
         evaluate: evaluates a predictor on DATASETS.TEST.
+        amp_dtype: precision of the passes under SOLVER.AMP.ENABLED; None without.
+        accumulate: parts that each process's batch is computed in.
     """
 
     cfg: CfgNode
@@ -46,6 +48,8 @@ class Training:
     batches: Callable[[int], Iterable[Batch]]
     initialise: Callable[[nn.Module, torch.optim.Optimizer], None]
     evaluate: Callable[[Predictor], Metrics]
+    amp_dtype: torch.dtype | None = None
+    accumulate: int = 1
 
     def precise_bn_batches(self) -> Iterable[Batch]:
         """The second stream of training batches, which PreciseBN reads on from time to time.

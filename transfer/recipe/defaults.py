@@ -152,6 +152,7 @@ HONOURED: dict[str, Any] = {
             "CLIP_VALUE": 1.0,
             "NORM_TYPE": 2.0,
         },
+        "AMP": {"ENABLED": False},
     },
     "TEST": {
         "EXPECTED_RESULTS": [],
@@ -237,7 +238,6 @@ KNOWN: dict[str, Any] = {
     "DATALOADER": {"REPEAT_THRESHOLD": 0.0, "REPEAT_SQRT": True},
     "SOLVER": {
         "REFERENCE_WORLD_SIZE": 0,
-        "AMP": {"ENABLED": False},
     },
     "TEST": {
         "KEYPOINT_OKS_SIGMAS": [],

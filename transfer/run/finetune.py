@@ -30,7 +30,14 @@ from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
 from transfer.run.job import RANDOM, Job
-from transfer.run.resolve import BEGUN, CONVENTIONS, Resolved, initial_weights_seed, resolve
+from transfer.run.resolve import (
+    BEGUN,
+    CONVENTIONS,
+    Resolved,
+    amp_dtype,
+    initial_weights_seed,
+    resolve,
+)
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
@@ -169,9 +176,17 @@ class _Run:
         def batches(first: int) -> Iterable[Batch]:
             return build_train_loader(cfg, records, rank(), world_size(), first)
 
-        self.engine.train(
-            Training(cfg, self.output, start, checkpoint, batches, self._initialise, self._evaluate)
+        training = Training(
+            *(cfg, self.output, start, checkpoint, batches, self._initialise, self._evaluate),
+            amp_dtype=amp_dtype(cfg, self.job.options),
+            accumulate=self.job.options.accumulate,
         )
+        try:
+            self.engine.train(training)
+        except FloatingPointError as error:
+            last = rundir.last_checkpoint(self.output)
+            kept = f"{str(last)!r} is the last checkpoint" if last else "there is no checkpoint yet"
+            raise FloatingPointError(f"{error}; {kept}") from error
 
     def _finish(self, start: int) -> None:
         """All iterations are done. Evaluate if the run was killed before its results."""
@@ -249,6 +264,7 @@ class _Run:
                 "test_images": sum(len(dataset.records) for dataset in test),
                 "classes": list(test[0].classes),
             },
+            "precision": str(amp_dtype(cfg, self.job.options) or torch.float32).split(".")[-1],
             "metric": _metric(self.resolved),
             "metrics": self.metrics,
             "wall_time_s": seconds,

@@ -89,6 +89,7 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
     engine.check(cfg)
     _check_processes(cfg)
+    _check_step(cfg, job.options)
     return Resolved(
         cfg, _deviations(original, cfg, stated), _recipe_hash(cfg, job.options), train, test
     )
@@ -155,6 +156,29 @@ def _check_processes(cfg: CfgNode) -> None:
                 f"{key} SyncBN: torch synchronises it over several processes on GPUs only; on "
                 f"CPUs use {key} naiveSyncBN"
             )
+
+
+def _check_step(cfg: CfgNode, options: Options) -> None:
+    share = cfg.SOLVER.IMS_PER_BATCH // world_size()
+    if options.accumulate < 1 or share % options.accumulate:
+        raise InputError(
+            f"--accumulate {options.accumulate}: each process has {share} images a batch "
+            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, {world_size()} processes), which "
+            "must divide into so many equal parts"
+        )
+    if options.amp_dtype != "auto" and not cfg.SOLVER.AMP.ENABLED:
+        raise InputError(
+            f"--amp-dtype {options.amp_dtype} is for mixed precision: set SOLVER.AMP.ENABLED True"
+        )
+
+
+def amp_dtype(cfg: CfgNode, options: Options) -> torch.dtype | None:
+    """Precision of the passes; None is plain float32."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if options.amp_dtype == "auto":
+        return torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[options.amp_dtype]
 
 
 def _deviations(original: dict[str, Any], cfg: CfgNode, stated: set[str]) -> tuple[str, ...]:

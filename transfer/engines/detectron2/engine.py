@@ -29,6 +29,7 @@ from transfer.engines.base import (
 )
 from transfer.engines.detectron2 import heads  # noqa: F401  registers Res5ROIHeadsExtraNorm
 from transfer.engines.detectron2.convert import from_instances, to_instances
+from transfer.engines.detectron2.trainer import build_trainer
 from transfer.recipe.choices import solver_contradictions
 
 
@@ -72,7 +73,11 @@ class Detectron2Engine:
 
     def train(self, training: Training) -> None:
         """DefaultTrainer, with the shared data and evaluation in its hooks."""
-        trainer = _trainer_class(self, training)(training.cfg)
+        cfg = training.cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.AMP.ENABLED = False  # the trainer that is put in below does it
+        trainer = _trainer_class(self, training)(cfg)
+        trainer._trainer = build_trainer(trainer._trainer, training)
         model = trainer._trainer.model
         trainer.register_hooks([_SeedIterations(training.cfg.SEED)])
         if training.checkpoint is None:

@@ -177,10 +177,7 @@ class RPN(nn.Module):
         rpn = self.settings
         finite = boxes.isfinite().all(dim=1) & scores.isfinite()
         if self.training and not finite.all():
-            raise FloatingPointError(
-                "the proposals hold infinite or undefined numbers: training has diverged; "
-                "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
-            )
+            raise FloatingPointError("the region proposals hold infinite or undefined numbers")
         boxes = clip_boxes_to_image(boxes[finite], size)
         keep = nonempty(boxes, self.min_size)
         boxes, scores, levels = boxes[keep], scores[finite][keep], levels[finite][keep]

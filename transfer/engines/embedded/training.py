@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import defaultdict, deque
 from pathlib import Path
@@ -19,6 +18,7 @@ from runtime.metrics import MetricsWriter, Progress, eta
 from runtime.rundir import set_last_checkpoint
 from transfer.engines.base import Batch, Metrics, Predictor, Training, seed_iteration
 from transfer.engines.embedded.solver import build_optimizer, lr_factor
+from transfer.engines.step import Step, naming_iteration
 
 log = logging.getLogger("moco")
 
@@ -47,13 +47,14 @@ class _Loop:
         self.optimizer = build_optimizer(self.cfg, self.model)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.factor = lr_factor(self.cfg)
+        self.step = Step(
+            data_parallel(self.model), self.optimizer, training.amp_dtype, training.accumulate
+        )
         if training.checkpoint is None:
             training.initialise(self.model, self.optimizer)
         else:
             self.model.load_state_dict(training.checkpoint["model"])
-            state = training.checkpoint["trainer"]["_trainer"]["optimizer"]
-            self.optimizer.load_state_dict(state)
-        self.wrapped = data_parallel(self.model)
+            self.step.load_state_dict(training.checkpoint["trainer"]["_trainer"])
         # PreciseBN's draws do not touch the training's: it has a stream of batches of its own.
         enabled = self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
         self.precise_bn = iter(training.precise_bn_batches()) if enabled else None
@@ -82,21 +83,10 @@ class _Loop:
 
     def _step(self, iteration: int, batch: Batch) -> None:
         seed_iteration(self.cfg.SEED, iteration, rank())
-        losses = self.wrapped(batch)
-        total = sum(losses.values())
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
-        self._record(iteration, {k: float(v.detach()) for k, v in losses.items()})
-
-    def _record(self, iteration: int, losses: dict[str, float]) -> None:
-        total = sum(losses.values())
-        if not math.isfinite(total):
-            raise RuntimeError(
-                f"the loss is not finite at iteration {iteration} ({losses}): training has "
-                "diverged; lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS"
-            )
-        for name, value in (losses | {"total_loss": total}).items():
+        with naming_iteration(iteration):
+            losses = self.step.check(self.step.backward(batch))
+            self.step.update()
+        for name, value in (losses | {"total_loss": sum(losses.values())}).items():
             self.recent[name].append(value)
 
     def _after_step(self, iteration: int) -> Metrics:
@@ -115,7 +105,7 @@ class _Loop:
     def _save(self, iteration: int, name: str) -> None:
         """In the layout of Detectron2's checkpoints."""
         if is_main():
-            trainer = {"iteration": iteration, "optimizer": self.optimizer.state_dict()}
+            trainer = {"iteration": iteration, **self.step.state_dict()}
             path: Path = self.training.output / name
             with atomic_write(path) as stream:
                 torch.save(
