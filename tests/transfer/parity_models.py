@@ -105,6 +105,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "MODEL.RESNETS.NORM": "nnSyncBN",
         "MODEL.RESNETS.STRIDE_IN_1X1": True,
     },
+    "R50-FPN-narrow-Mask-LN": {
+        **FPN,
+        **MASK,
+        **NARROW,
+        "MODEL.RESNETS.NORM": "LN",
+        "MODEL.FPN.NORM": "LN",
+        "MODEL.ROI_BOX_HEAD.NORM": "LN",
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,
+        "MODEL.ROI_MASK_HEAD.NORM": "LN",
+    },
     "X50-FPN-8x4d-smooth-l1": {
         **FPN,
         **NARROW,

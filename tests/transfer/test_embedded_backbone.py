@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from fvcore.common.config import CfgNode
 from parity_models import FPN as FPN_RECIPE
@@ -166,6 +167,17 @@ def test_frozen_norm_equals_batch_norm_in_evaluation_mode(with_gradient: bool) -
 def test_a_new_frozen_norm_changes_nothing() -> None:
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(FrozenBatchNorm2d(4)(x), x)
+
+
+def test_layer_norm_is_torch_s_over_the_channels() -> None:
+    norm = get_norm("LN", 5)
+    assert norm is not None
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(5))
+        norm.bias.copy_(torch.rand(5))
+    x = torch.randn(2, 5, 3, 4)
+    expected = F.layer_norm(x.permute(0, 2, 3, 1), (5,), norm.weight, norm.bias, eps=1e-6)
+    torch.testing.assert_close(norm(x), expected.permute(0, 3, 1, 2))
 
 
 def test_freezing_leaves_group_norm_in_place() -> None:

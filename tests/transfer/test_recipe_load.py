@@ -90,7 +90,7 @@ def test_the_two_tables_do_not_overlap() -> None:
     ("key", "value", "reason"),
     [
         ("MODEL.META_ARCHITECTURE", "RetinaNet", r"'RetinaNet' is not built into.*detectron2"),
-        ("MODEL.RESNETS.NORM", "LN", "'LN' is not built into"),
+        ("MODEL.RESNETS.NORM", "IN", "'IN' is not built into"),
         ("MODEL.RESNETS.DEPTH", "26", "DEPTH 26"),
         ("MODEL.RESNETS.DEPTH", "18", r"RES2_OUT_CHANNELS equal to STEM_OUT_CHANNELS, got 256"),
         ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "set it to FastRCNNConvFCHead"),

@@ -116,6 +116,6 @@ def naming_iteration(iteration: int) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise FloatingPointError(
-            f"training has diverged at iteration {iteration}: {error}; lower SOLVER.BASE_LR, "
-            "lengthen SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS"
+            f"training has diverged at iteration {iteration}: {str(error).rstrip('.')}; lower "
+            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or enable SOLVER.CLIP_GRADIENTS"
         ) from error

@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 
 from runtime.config import get
 
-_NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN")
+_NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool")
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 

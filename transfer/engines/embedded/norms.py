@@ -106,12 +106,33 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
         return mean, square, count.clamp(max=1) * momentum  # nothing seen, nothing updated
 
 
+class LayerNorm2d(nn.Module):
+    """Normalises the channels of each place by themselves (Detectron2's ``LN``, from ConvNeXt).
+
+    Not an ``nn.LayerNorm``, so WEIGHT_DECAY_NORM does not apply: nor does it in Detectron2.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W to the same shape."""
+        mean = x.mean(dim=1, keepdim=True)
+        variance = (x - mean).pow(2).mean(dim=1, keepdim=True)
+        x = (x - mean) / torch.sqrt(variance + self.eps)  # a second difference: gradients' order
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "nnSyncBN": nn.SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(32, channels),
+    "LN": LayerNorm2d,
     "naiveSyncBN": NaiveSyncBatchNorm2d,
     "naiveSyncBN_N": lambda channels: NaiveSyncBatchNorm2d(channels, by_images=True),
 }
