@@ -8,13 +8,10 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import torchvision
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.optim import Optimizer
@@ -24,18 +21,9 @@ from runtime.config import dump, leaves
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.rundir import set_last_checkpoint
+from runtime.versions import versions
 
 PREFIX = "module."  # official checkpoints are saved from inside DistributedDataParallel
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a str subclass, which a safe reader refuses
-        "torchvision": str(torchvision.__version__),
-        "numpy": numpy.__version__,
-    }
 
 
 def save(

@@ -21,6 +21,7 @@ from runtime.distributed import barrier, is_main, rank, world_size
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.metrics import set_up_logging
+from runtime.versions import versions
 from runtime.yaml_file import read_recipe
 from transfer.data.catalog import training_records
 from transfer.data.loader import build_train_loader
@@ -270,7 +271,7 @@ class _Run:
             "wall_time_s": seconds,
             "peak_memory_mb": results.peak_memory_mb(),
             "hardware": results.hardware(),
-            "versions": results.versions() | self.engine.versions(),
+            "versions": versions() | self.engine.versions(),
             "finished": results.now(),
         }
 

@@ -9,23 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy
-import PIL
 import torch
-import torchvision
 
 from runtime.distributed import world_size
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": numpy.__version__,
-        "Pillow": PIL.__version__,
-    }
 
 
 def hardware() -> dict[str, Any]:
