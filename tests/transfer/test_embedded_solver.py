@@ -60,6 +60,7 @@ def test_fixed_number_of_decays() -> None:
     name = ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR")
     values = factors(recipe(*name, "SOLVER.NUM_DECAYS", 2, "SOLVER.WARMUP_ITERS", 0))
     assert values == pytest.approx([1.0] * 20 + [0.1] * 20 + [0.01] * 20)
+    assert lr_factor(recipe(*name))(1.0) == pytest.approx(0.001)  # fvcore's fails at the end
 
 
 @pytest.mark.parametrize("kind", ["value", "norm"])

@@ -30,6 +30,7 @@ from transfer.engines.base import (
 from transfer.engines.detectron2 import heads  # noqa: F401  registers Res5ROIHeadsExtraNorm
 from transfer.engines.detectron2.convert import from_instances, to_instances
 from transfer.engines.detectron2.trainer import build_trainer
+from transfer.engines.embedded.solver import BEFORE_THE_END
 from transfer.recipe.choices import solver_contradictions
 
 
@@ -126,11 +127,12 @@ def _trainer_class(engine: Detectron2Engine, training: Training) -> type[Default
 
         @classmethod
         def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-            # Detectron2 asks for the rate after the last iteration, too, and fails there:
-            # fvcore's StepParamScheduler (WarmupStepWithFixedGammaLR) has none for it.
+            # After the last iteration Detectron2 asks for the next rate, and fails: fvcore's
+            # schedule has none.
             scheduler = super().build_lr_scheduler(cfg, optimizer)
-            multiplier, last = scheduler._multiplier, 1 - 1 / cfg.SOLVER.MAX_ITER
-            scheduler._multiplier = lambda where: multiplier(where if where < 1 else last)
+            if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
+                multiplier = scheduler._multiplier
+                scheduler._multiplier = lambda where: multiplier(min(where, BEFORE_THE_END))
             return scheduler
 
         @classmethod

@@ -21,6 +21,9 @@ from torch import nn
 
 log = logging.getLogger("moco")
 
+# fvcore takes a moment up to 1e-6 before a step for the step
+BEFORE_THE_END = 1 - 2 * ParamScheduler.WHERE_EPSILON
+
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
@@ -121,12 +124,19 @@ def _cosine(solver: CfgNode) -> ParamScheduler:
 
 def _equal_steps(solver: CfgNode) -> ParamScheduler:
     """Times GAMMA, NUM_DECAYS times, at equal distances."""
-    return StepWithFixedGammaParamScheduler(
+    return _StepWithFixedGamma(
         base_value=1.0,
         gamma=solver.GAMMA,
         num_decays=solver.NUM_DECAYS,
         num_updates=solver.MAX_ITER,
     )
+
+
+class _StepWithFixedGamma(StepWithFixedGammaParamScheduler):
+    """Has a rate for the end itself, too, where fvcore's fails."""
+
+    def __call__(self, where: float) -> float:
+        return super().__call__(min(where, BEFORE_THE_END))
 
 
 SCHEDULES: dict[str, Callable[[CfgNode], ParamScheduler]] = {
