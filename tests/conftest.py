@@ -33,3 +33,20 @@ def image_folder(tmp_path: Path) -> Path:
     write_images(tmp_path / "images" / "a", 12, seed=1)
     write_images(tmp_path / "images" / "b", 12, seed=2)
     return tmp_path / "images"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write docs/parity.md after a run of the parity tests (PARITY_PAGE names the file).
+
+    Here and not in tests/transfer: test modules import from ``conftest``, and there is one.
+    """
+    target, page = os.environ.get("PARITY_PAGE"), sys.modules.get("parity_page")
+    if not target or page is None or not page.PAGE.tables:
+        return
+    counts = {
+        what: len(terminalreporter.stats.get(what, ())) for what in ("passed", "failed", "skipped")
+    }
+    outcome = ", ".join(f"{count} tests {what}" for what, count in counts.items() if count)
+    Path(target).write_text(page.PAGE.markdown(f"{outcome}."), encoding="utf-8")
+    terminalreporter.write_line(f"wrote {target}")

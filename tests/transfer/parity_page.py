@@ -1,6 +1,6 @@
 """Collects the differences between the engines that parity tests measure, for docs/parity.md.
 
-``make test-detectron2`` sets PARITY_PAGE to the page's path; the hooks are in ``conftest.py``.
+``make test-detectron2`` sets PARITY_PAGE to the page's path; the hook is in ``tests/conftest.py``.
 """
 
 from __future__ import annotations
