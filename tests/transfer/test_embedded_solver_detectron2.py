@@ -16,7 +16,7 @@ from detectron2.solver import build_optimizer as build_reference_optimizer
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from parity_models import C4_MOCO, FPN, MASK, NARROW, RECIPES, batch, recipe, spread_weights
-from test_parity_models import differing
+from parity_page import PAGE
 from torch import nn
 
 from transfer.engines.detectron2 import heads  # noqa: F401  (registers MoCo's head)
@@ -97,7 +97,9 @@ def test_learning_rate_of_every_iteration(name: str) -> None:
     scheduler = build_lr_scheduler(merged(get_cfg(), values), optimizer)
     factor = lr_factor(merged(default_cfg(), values))
     for iteration in range(100):
-        assert 0.02 * factor(iteration / 100) == optimizer.param_groups[0]["lr"]
+        rates = (0.02 * factor(iteration / 100), optimizer.param_groups[0]["lr"])
+        assert PAGE.note("Learning rate", name, "every iteration", *rates) == 0
+        assert rates[0] == rates[1]
         optimizer.step()
         if iteration < 99:  # Detectron2's fixed gamma has no value for the end itself
             scheduler.step()
@@ -105,7 +107,7 @@ def test_learning_rate_of_every_iteration(name: str) -> None:
 
 @pytest.fixture(params=MODELS)
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A recipe with both engines' models."""
+    """Name, recipe and model for both engines."""
     monkeypatch.setitem(RECIPES, request.param, MODELS[request.param])
     values = {
         "SOLVER.MAX_ITER": 20,
@@ -116,7 +118,7 @@ def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
     }
     cfg = merged(recipe(request.param, default_cfg()), values)
     reference_cfg = merged(recipe(request.param, get_cfg()), values)
-    return cfg, build_model(cfg), reference_cfg, build_reference(reference_cfg)
+    return request.param, cfg, build_model(cfg), reference_cfg, build_reference(reference_cfg)
 
 
 def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def settings(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 def test_twenty_steps(pair: Any) -> None:
     """With two samples of which one is at times empty, every tensor stays the same bits."""
-    cfg, ours, reference_cfg, reference = pair
+    name, cfg, ours, reference_cfg, reference = pair
     spread_weights(ours.train())
     reference.train().load_state_dict(ours.state_dict())
     optimizer = build_optimizer(cfg, ours)
@@ -149,7 +151,8 @@ def test_twenty_steps(pair: Any) -> None:
             step(reference, [to_instances(s) for s in samples], iteration, theirs)
         if iteration < 19:
             scheduler.step()
-    assert differing(ours.state_dict(), reference.state_dict()) == []
+    states = (dict(model.state_dict()) for model in (ours, reference))
+    assert PAGE.note("Solver", name, "weights after 20 steps", *states) == 0
     changed = [n for n, p in ours.named_parameters() if not torch.equal(start[n], p)]
     assert len(changed) > 0.9 * len(list(ours.parameters()))
     assert all(p.isfinite().all() for p in ours.parameters())

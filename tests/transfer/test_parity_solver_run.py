@@ -13,6 +13,7 @@ from torch import nn
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
+from parity_page import PAGE  # noqa: E402
 from test_parity_run import final, job, losses, world  # noqa: E402, F401
 
 from transfer.engines.detectron2.engine import Detectron2Engine  # noqa: E402
@@ -57,8 +58,9 @@ def variant(world: Path, name: str, engine: str, output: Path, **changes: Any) -
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "float16"])
 def test_whole_runs_are_equal(world: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
     ours, theirs = (variant(world, name, engine, tmp_path / engine) for engine in ENGINES)
-    a, b = (final(tmp_path / engine) for engine in ENGINES)
-    assert [n for n in a if not torch.equal(a[n], b[n])] == []
+    states = (dict(final(tmp_path / engine)) for engine in ENGINES)
+    assert PAGE.note("Whole runs", name, "final weights", *states) == 0
+    assert PAGE.note("Whole runs", name, "metrics", ours["metrics"], theirs["metrics"]) == 0
     assert ours["metrics"] == theirs["metrics"]
     assert ours["recipe_hash"] == theirs["recipe_hash"]
     assert ours["precision"] == theirs["precision"]
@@ -82,8 +84,8 @@ def test_float16_runs_are_equal_and_resume_with_their_scale(
         variant(world, "float16", engine, folder, resume=True)
         again = final(folder)
         assert [n for n in whole if not torch.equal(whole[n], again[n])] == []
-    ours, theirs = (final(tmp_path / engine) for engine in ENGINES)
-    assert [n for n in ours if not torch.equal(ours[n], theirs[n])] == []
+    states = (dict(final(tmp_path / engine)) for engine in ENGINES)
+    assert PAGE.note("Whole runs", "float16", "final weights", *states) == 0
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, engine: type, iteration: int, where: str) -> None:
