@@ -129,7 +129,8 @@ class _Loop:
     ) -> None:
         done = iteration + 1
         figures = progress.report(done)
-        left = eta(figures.pop("eta_seconds"))
+        figures["data_time"] = figures["data_wait"] * figures["time"]  # Detectron2's name
+        left = eta(figures["eta_seconds"])
         losses = {name: median(values) for name, values in self.recent.items()}
         flat = {f"{task}/{k}": v for task, values in metrics.items() for k, v in values.items()}
         writer.write(iteration, losses | {"lr": lr} | figures | flat)
