@@ -121,13 +121,13 @@ def random_coco(
 
 
 def _random_annotation(
-    rng: np.random.Generator, width: int, height: int, rle: bool, whole: bool
+    rng: np.random.Generator, width: int, height: int, rle: bool, whole: bool, crowds: float = 0.2
 ) -> dict[str, Any]:
     x, y = rng.uniform(0, width - 12), rng.uniform(0, height - 12)
     w, h = rng.uniform(6, width - x), rng.uniform(6, height - y)
     box = [int(v) if whole else round(float(v), 2) for v in (x, y, w, h)]
     x, y, w, h = box
-    crowd = int(rng.random() < 0.2)
+    crowd = int(rng.random() < crowds)
     segmentation: Any = [[x, y, x + w, y, x + w, y + h, x + w // 2, y + h]]
     if crowd or rle:
         mask = np.zeros((height, width), dtype=np.uint8, order="F")
@@ -141,6 +141,41 @@ def _random_annotation(
         "category_id": int(rng.choice([2, 7, 90])),
         "segmentation": segmentation,
     }
+
+
+def random_lvis(folder: Path, images: int = 10, seed: int = 0) -> tuple[str, str]:
+    """An LVIS data set of 8 classes: the last two never annotated, lists of both kinds.
+
+    Returns the JSON file and the image folder.
+    """
+    rng = np.random.default_rng(seed)
+    listed, annotations = [], []
+    for i in reversed(range(images)):
+        width, height = (int(v) for v in rng.integers(60, 320, 2))
+        write_image(folder / "images/val2017" / f"{i}.png", width, height, i)
+        present = rng.permutation(6)[:3] + 1
+        absent = sorted({1, 2, 3, 4, 5, 6, 7} - set(present.tolist()))
+        image = {"id": i, "coco_url": f"http://x/val2017/{i}.png", "height": height, "width": width}
+        listed.append(
+            image
+            | {
+                "neg_category_ids": absent[: int(rng.integers(0, 4))],
+                "not_exhaustive_category_ids": present[:1].tolist() if i % 2 else [],
+            }
+        )
+        for _ in range(0 if i == 3 else int(rng.integers(1, 7))):
+            annotation = _random_annotation(rng, width, height, rle=False, whole=False, crowds=0)
+            del annotation["iscrowd"]
+            annotation["category_id"] = int(rng.choice(present))
+            annotations.append({**annotation, "id": len(annotations) + 1, "image_id": i})
+    categories = [
+        {"id": c, "name": f"class{c}", "frequency": "rcf"[c % 3], "image_count": 3 ** (c % 3) * c}
+        for c in (8, 1, 2, 3, 4, 5, 6, 7)
+    ]
+    path = folder / "lvis.json"
+    parts = {"images": listed, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(parts))
+    return str(path), str(folder / "images")
 
 
 def random_detections(

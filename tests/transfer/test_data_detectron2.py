@@ -8,16 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from data_synthetic import SHARED, needs_shared, random_coco, random_voc
+from data_synthetic import SHARED, needs_shared, random_coco, random_lvis, random_voc
 
 detectron2 = pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
 from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import DatasetMapper  # noqa: E402
+from detectron2.data import DatasetMapper, MetadataCatalog  # noqa: E402
 from detectron2.data.build import filter_images_with_only_crowd_annotations  # noqa: E402
 from detectron2.data.common import AspectRatioGroupedDataset  # noqa: E402
 from detectron2.data.datasets.coco import load_coco_json  # noqa: E402
+from detectron2.data.datasets.lvis import load_lvis_json  # noqa: E402
 from detectron2.data.datasets.pascal_voc import load_voc_instances  # noqa: E402
 from detectron2.data.samplers import TrainingSampler  # noqa: E402
 from numpy.random import RandomState  # noqa: E402
@@ -100,6 +101,12 @@ def test_coco_records(tmp_path, rle):
     usable = filter_images_with_only_crowd_annotations(theirs)
     cfg = make_d2_cfg(**{"DATASETS.TRAIN": ("coco:{}:{}".format(*paths),)})
     assert without_own(training_records(cfg)) == without_own(usable)
+
+
+def test_lvis_records(tmp_path):
+    path, root = random_lvis(tmp_path)
+    records = get_dataset(f"lvis:{path}:{root}").records
+    assert without_own(records) == load_lvis_json(path, f"{root}/")
 
 
 @pytest.mark.parametrize("layout", ["BGR", "RGB", "L"])
@@ -190,3 +197,13 @@ def test_real_blood_cells_and_nuts():
     records = get_dataset("coco:{}:{}".format(*paths)).records
     assert without_own(records) == without_own(their_coco(*paths))
     compare_mappers(make_d2_cfg(**{"MODEL.MASK_ON": True}), records, rounds=1)
+
+
+@needs_shared
+def test_real_lvis():
+    path, root = f"{SHARED}/lvis3/lvis_v0.5_dev_3.json", f"{SHARED}/lvis3"
+    dataset = get_dataset(f"lvis:{path}:{root}")
+    assert without_own(dataset.records) == load_lvis_json(path, f"{root}/", "lvis_v0.5_dev_3")
+    assert list(dataset.classes) == MetadataCatalog.get("lvis_v0.5_dev_3").thing_classes
+    cfg = make_d2_cfg(**{"MODEL.MASK_ON": True})
+    compare_mappers(cfg, dataset.records, rounds=3)

@@ -1,15 +1,18 @@
-"""Data sets by name: Detectron2's built-in names, and two forms for users' own data."""
+"""Data sets by name: Detectron2's built-in names, and forms for users' own data."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from runtime.errors import InputError
 from transfer.data.coco import load_coco
 from transfer.data.dataset import Dataset, Record
+from transfer.data.folder import load_folder
+from transfer.data.lvis import load_lvis
 from transfer.data.masks import require_masks
 from transfer.data.voc import VOC_CLASSES, load_voc
 
@@ -26,26 +29,40 @@ _COCO_SPLITS = {  # name -> (images below coco/, end of the annotation file's na
     "2017_val_100": ("val2017", "val2017_100"),
 }
 _COCO_FILES = {"coco": "instances", "keypoints_coco": "person_keypoints"}
+_LVIS_CLASSES = {"v0.5": 1230, "v1": 1203}
+_LVIS_SPLITS = {"v0.5": ("train", "val", "val_rand_100"), "v1": ("train", "val")}
+# forms for users' own data: name -> (how it is written, its reader of (name, first, second))
+_FORMS: dict[str, tuple[str, Callable[[str, str, str], Dataset]]] = {
+    "voc": ("voc:DIR:SPLIT", partial(load_voc, year=2012)),
+    "coco": ("coco:JSON:IMAGE_DIR", load_coco),
+    "folder": ("folder:DIR:SPLIT", load_folder),
+    "lvis": ("lvis:JSON:IMAGE_DIR", load_lvis),
+}
 
 
 def get_dataset(name: str) -> Dataset:
     """Load and validate the data set ``name``.
 
-    ``name`` is one of Detectron2's (``voc_2007_trainval``, ``coco_2017_val``, ..., found below
-    $DETECTRON2_DATASETS, default "datasets"), or ``voc:DIR:SPLIT`` (DIR holds Annotations,
-    JPEGImages and ImageSets/Main/SPLIT.txt), or ``coco:JSON:IMAGE_DIR``.
+    ``name`` is one of Detectron2's (``voc_2007_trainval``, ``coco_2017_val``, ``lvis_v1_train``,
+    ..., found below $DETECTRON2_DATASETS, default "datasets"), or one of
+
+    - ``voc:DIR:SPLIT``: DIR holds Annotations, JPEGImages and ImageSets/Main/SPLIT.txt;
+    - ``coco:JSON:IMAGE_DIR``;
+    - ``folder:DIR:SPLIT``: DIR holds a COCO JSON for each split, the images, and the class names
+      in ``classes.txt``, one a line, whose order is the order of the classes
+      (:func:`~transfer.data.folder.load_folder`);
+    - ``lvis:JSON:IMAGE_DIR``: IMAGE_DIR holds COCO's folders train2017 and so on.
 
     Raises :class:`InputError` with one line that names the file and the problem.
     """
     form, _, rest = name.partition(":")
+    if form not in _FORMS:
+        return _built_in(name)
     first, _, second = rest.rpartition(":")
-    if form in ("voc", "coco") and not (first and second):
-        raise InputError(f"data set {name!r}: write voc:DIR:SPLIT or coco:JSON:IMAGE_DIR")
-    if form == "voc":
-        return load_voc(name, first, second, year=2012)
-    if form == "coco":
-        return load_coco(name, first, second)
-    return _built_in(name)
+    written, load = _FORMS[form]
+    if not (first and second):
+        raise InputError(f"data set {name!r}: write {written}")
+    return load(name, first, second)
 
 
 def _built_in(name: str) -> Dataset:
@@ -60,9 +77,16 @@ def _built_in(name: str) -> Dataset:
             if name == f"{kind}_{split}":
                 json_file = os.path.join(root, "coco/annotations", f"{stem}_{end}.json")
                 return load_coco(name, json_file, os.path.join(root, "coco", images))
+    for version, splits in _LVIS_SPLITS.items():
+        for split in splits:
+            if name == f"lvis_{version}_{split}":
+                json_file = os.path.join(root, "lvis", f"{name}.json")
+                folder = os.path.join(root, "coco")
+                return load_lvis(name, json_file, folder, _LVIS_CLASSES[version])
+    forms = ", ".join(written for written, _ in _FORMS.values())
     raise InputError(
-        f"unknown data set {name!r}: use a built-in name such as voc_2007_trainval or "
-        "coco_2017_train, or voc:DIR:SPLIT, or coco:JSON:IMAGE_DIR"
+        f"unknown data set {name!r}: use a built-in name such as voc_2007_trainval, "
+        f"coco_2017_train or lvis_v1_train, or write {forms}"
     )
 
 

@@ -4,48 +4,86 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from runtime.errors import InputError
 from transfer.data.dataset import WHERE_DATA_IS, XYWH, Dataset, Findings, Record, inside
 from transfer.data.masks import LARGEST_IMAGE, check_coordinates, read_polygons, read_rle
 
+Parts = dict[str, list[dict[str, Any]]]  # the lists of a COCO file
+FindImage = Callable[[Record, str], str]  # (entry of "images", where it stands) -> its file
 
-def load_coco(name: str, json_file: str, image_root: str) -> Dataset:
+_PARTS = ("images", "annotations", "categories")
+
+
+def load_coco(
+    name: str, json_file: str, image_root: str, classes: Sequence[str] | None = None
+) -> Dataset:
     """Read ``json_file``; its images lie in ``image_root``.
 
     As Detectron2: categories and images in the order of their ids, contiguous class numbers,
     boxes XYWH in pixels as written, keypoints moved by half a pixel, ``info`` not needed. Each
     annotation also keeps ``area``, for the evaluator. What Detectron2 drops or clips without a
-    word is counted in ``metadata["notes"]``.
+    word is counted in ``metadata["notes"]``. ``classes`` gives another order of the categories,
+    by their names.
 
     Raises :class:`InputError` for anything that is missing, malformed or contradicts itself.
     """
-    content = _read_json(json_file)
-    parts = {part: _objects(content, part, json_file) for part in _PARTS}
-    category_ids, classes = _read_categories(parts["categories"], json_file)
-    findings = Findings()
-    images = _read_images(parts["images"], image_root, json_file, findings)
-    contiguous = {category: i for i, category in enumerate(category_ids)}
-    for annotation in parts["annotations"]:
-        where = f"{json_file}: annotation {annotation.get('id')!r}"
-        try:
-            _add_annotation(annotation, images, contiguous, findings)
-        except InputError as error:
-            findings.problem(f"{where}: {error}")
-    if "minival" not in json_file:  # the well-known COCO 2014 files repeat some ids; harmless
-        _check_unique(parts["annotations"], json_file, "annotation", findings)
-    findings.refuse()
+    parts = read_parts(json_file)
+    category_ids, names = read_categories(parts["categories"], json_file)
+    if classes is not None:
+        _check_same(classes, names, json_file)
+        category_ids = [category_ids[names.index(label)] for label in classes]
+        names = tuple(classes)
+    records, notes = read_records(
+        parts, category_ids, json_file, partial(find_by_file_name, image_root)
+    )
     metadata = {
         "json_file": json_file,
         "image_root": image_root,
         "category_ids": category_ids,
-        "notes": findings.notes,
+        "notes": notes,
     }
-    return Dataset(name, [images[i] for i in sorted(images)], classes, "coco", metadata)
+    return Dataset(name, records, names, "coco", metadata)
 
 
-_PARTS = ("images", "annotations", "categories")
+def _check_same(classes: Sequence[str], names: Sequence[str], path: str) -> None:
+    for label in classes:
+        if label not in names:
+            raise InputError(f"class {label!r} is not among the categories of {path}")
+    for label in names:
+        if label not in classes:
+            raise InputError(f"{path}: category {label!r} is not among the class names given")
+
+
+def read_records(
+    parts: Parts, category_ids: Sequence[int], path: str, find: FindImage
+) -> tuple[list[Record], list[str]]:
+    """The images in the order of their ids, with their annotations, and remarks on them.
+
+    ``category_ids[i]`` is the file's id of class i. :class:`InputError` for the first problem.
+    """
+    findings = Findings()
+    images = _read_images(parts["images"], path, find, findings)
+    contiguous = {category: i for i, category in enumerate(category_ids)}
+    for annotation in parts["annotations"]:
+        where = f"{path}: annotation {annotation.get('id')!r}"
+        try:
+            _add_annotation(annotation, images, contiguous, findings)
+        except InputError as error:
+            findings.problem(f"{where}: {error}")
+    if "minival" not in path:  # the well-known COCO 2014 files repeat some ids; harmless
+        _check_unique(parts["annotations"], path, "annotation", findings)
+    findings.refuse()
+    return [images[i] for i in sorted(images)], findings.notes
+
+
+def read_parts(path: str) -> Parts:
+    """The lists ``images``, ``annotations`` and ``categories`` of a COCO file."""
+    content = _read_json(path)
+    return {part: _objects(content, part, path) for part in _PARTS}
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -83,9 +121,10 @@ def _check_unique(items: list[dict[str, Any]], path: str, what: str, findings: F
             seen.add(item["id"])
 
 
-def _read_categories(
+def read_categories(
     categories: list[dict[str, Any]], path: str
 ) -> tuple[list[int], tuple[str, ...]]:
+    """Ids and names in the order of the ids."""
     findings = Findings()
     _check_unique(categories, path, "category", findings)
     findings.refuse()
@@ -100,14 +139,14 @@ def _read_categories(
 
 
 def _read_images(
-    images: list[dict[str, Any]], root: str, path: str, findings: Findings
+    images: list[dict[str, Any]], path: str, find: FindImage, findings: Findings
 ) -> dict[int, Record]:
     _check_unique(images, path, "image", findings)
     findings.refuse()
     records: dict[int, Record] = {}
     for image in images:
         try:
-            records[image["id"]] = _read_image(image, root, f"{path}: image {image['id']}")
+            records[image["id"]] = _read_image(image, find, f"{path}: image {image['id']}")
         except InputError as error:
             findings.problem(str(error))
     findings.refuse()
@@ -116,16 +155,13 @@ def _read_images(
     return records
 
 
-def _read_image(image: dict[str, Any], root: str, where: str) -> Record:
+def _read_image(image: dict[str, Any], find: FindImage, where: str) -> Record:
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int or height <= 0 or width <= 0:
         raise InputError(f"{where}: height and width must be positive whole numbers")
     if height * width > LARGEST_IMAGE:
         raise InputError(f"{where}: {width} x {height} pixels are more than {LARGEST_IMAGE}")
-    name = image.get("file_name")
-    if not isinstance(name, str):
-        raise InputError(f"{where}: file_name must be a string, not {name!r}")
-    file_name = inside(root, name, where)
+    file_name = find(image, where)
     if not os.path.isfile(file_name):
         raise InputError(f"{where}: {file_name} is missing")
     return {
@@ -135,6 +171,14 @@ def _read_image(image: dict[str, Any], root: str, where: str) -> Record:
         "image_id": image["id"],
         "annotations": [],
     }
+
+
+def find_by_file_name(root: str, image: Record, where: str) -> str:
+    """The path that the image's ``file_name`` names below ``root``."""
+    name = image.get("file_name")
+    if not isinstance(name, str):
+        raise InputError(f"{where}: file_name must be a string, not {name!r}")
+    return inside(root, name, where)
 
 
 def _add_annotation(

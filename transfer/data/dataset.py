@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
@@ -19,8 +20,8 @@ class Dataset:
     """Images with their annotations, validated.
 
     ``records`` are Detectron2's standard data-set dicts; ``classes[i]`` is the name of
-    ``category_id`` i; ``evaluator`` is "voc" or "coco"; ``metadata["notes"]`` lists, one line
-    each, what the reader tolerated, dropped or assumed.
+    ``category_id`` i; ``evaluator`` is "voc", "coco" or "lvis"; ``metadata["notes"]`` lists, one
+    line each, what the reader tolerated, dropped or assumed.
     """
 
     name: str
@@ -69,3 +70,24 @@ def inside(folder: str, name: str, where: str) -> str:
     if outside or not name or "\0" in name:
         raise InputError(f"{where}: file name {name!r} must stay inside {folder}")
     return os.path.join(folder, name)
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file that are not blank; :class:`InputError` where it is none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {WHERE_DATA_IS}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a text file: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_classes(path: str) -> tuple[str, ...]:
+    """Class names, one a line; :class:`InputError` where there is none or one comes twice."""
+    names = read_lines(path)
+    if not names:
+        raise InputError(f"{path} names no classes")
+    if len(set(names)) != len(names):
+        raise InputError(f"{path} lists a class more than once")
+    return tuple(names)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.errors import InputError
-from transfer.data.dataset import WHERE_DATA_IS, XYXY, Dataset, Findings, Record, inside
+from transfer.data.dataset import XYXY, Dataset, Findings, Record, inside, read_classes, read_lines
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle",
@@ -50,7 +50,7 @@ def load_voc(
 
 def _read_split(folder: str, split: str) -> list[str]:
     path = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
-    image_ids = [line.strip() for line in _read_lines(path) if line.strip()]
+    image_ids = read_lines(path)
     if not image_ids:
         raise InputError(f"{path} lists no images")
     repeated = len(image_ids) - len(set(image_ids))
@@ -62,27 +62,13 @@ def _read_split(folder: str, split: str) -> list[str]:
 def _class_names(folder: str) -> tuple[str, ...]:
     labels = os.path.join(folder, "labels.txt")
     if os.path.exists(labels):
-        names = [line.strip() for line in _read_lines(labels) if line.strip()]
-        if len(set(names)) != len(names):
-            raise InputError(f"{labels} lists a class more than once")
-        source = labels
-    else:
-        source = os.path.join(folder, "Annotations")
-        files = sorted(Path(source).glob("*.xml"))
-        found = {_text(thing, "name", str(f)) for f in files for thing in _read_objects(f)}
-        names = sorted(found)
-    if not names:
+        return read_classes(labels)
+    source = os.path.join(folder, "Annotations")
+    files = sorted(Path(source).glob("*.xml"))
+    found = {_text(thing, "name", str(f)) for f in files for thing in _read_objects(f)}
+    if not found:
         raise InputError(f"{source} names no classes")
-    return tuple(names)
-
-
-def _read_lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; {WHERE_DATA_IS}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a text file: {error}") from error
+    return tuple(sorted(found))
 
 
 def _read_objects(path: Path) -> list[ET.Element]:
