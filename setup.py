@@ -42,6 +42,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
+            "lvis>=0.5.3",
             "ruff>=0.8",
             "mypy>=1.13",
             "types-PyYAML>=6.0",

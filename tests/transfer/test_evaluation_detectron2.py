@@ -1,4 +1,4 @@
-"""Both evaluators against Detectron2's, detections of equal score included."""
+"""The evaluators against Detectron2's, detections of equal score included."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_synthetic import SHARED, needs_shared, random_coco, random_detections, random_voc
+from data_synthetic import (
+    SHARED,
+    needs_shared,
+    random_coco,
+    random_detections,
+    random_lvis,
+    random_voc,
+)
 
 detectron2 = pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
 from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator  # noqa: E402
+from detectron2.evaluation import (  # noqa: E402
+    COCOEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from transfer.data.catalog import get_dataset  # noqa: E402
@@ -82,12 +93,20 @@ def compare_coco(dataset, detections):
         thing_classes=list(dataset.classes),
         thing_dataset_id_to_contiguous_id=contiguous,
     )
-    theirs = run(COCOEvaluator(dataset.name, distributed=False), dataset, detections, as_instances)
+    assert_equal(dataset, detections, COCOEvaluator(dataset.name, distributed=False))
+
+
+def assert_equal(dataset, detections, evaluator):
+    theirs = run(evaluator, dataset, detections, as_instances)
     found = ours(dataset, detections)
     assert set(found) == set(theirs) == {"bbox", "segm"}
     for task, expected in theirs.items():
         assert list(found[task]) == list(expected)
-        values = list(found[task].values()), list(expected.values())
+        # LVIS's -1 for what the data set does not have comes out there as -100
+        values = (
+            list(found[task].values()),
+            [np.nan if value == -100 else value for value in expected.values()],
+        )
         # but for the last bit: the same precisions are added up in another order
         np.testing.assert_allclose(*values, rtol=0, atol=1e-12, equal_nan=True)
 
@@ -99,6 +118,26 @@ def test_coco(tmp_path, seed):
     path.write_text(path.read_text().replace('"id": 0, "image_id"', '"id": 9999, "image_id"'))
     dataset = get_dataset("coco:{}:{}".format(*paths))
     compare_coco(dataset, random_detections(dataset.records, 3, seed, masks=True))
+
+
+def compare_lvis(dataset, detections, monkeypatch):
+    monkeypatch.setattr(np, "float", float, raising=False)  # of numpy 1, which lvis uses
+    meta = MetadataCatalog.get(dataset.name)
+    meta.set(json_file=dataset.metadata["json_file"], thing_classes=list(dataset.classes))
+    assert_equal(dataset, detections, LVISEvaluator(dataset.name, distributed=False))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_lvis(tmp_path, seed, monkeypatch):
+    dataset = get_dataset("lvis:{}:{}".format(*random_lvis(tmp_path, images=25, seed=seed)))
+    compare_lvis(dataset, random_detections(dataset.records, 8, seed, masks=True), monkeypatch)
+
+
+@needs_shared
+def test_real_lvis(monkeypatch):
+    root = SHARED / "lvis3"
+    dataset = get_dataset(f"lvis:{root}/lvis_v0.5_dev_3.json:{root}")
+    compare_lvis(dataset, random_detections(dataset.records, 1230, masks=True), monkeypatch)
 
 
 @needs_shared

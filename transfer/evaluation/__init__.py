@@ -5,11 +5,19 @@ from __future__ import annotations
 from transfer.data.dataset import Dataset
 from transfer.evaluation.coco import CocoEvaluator
 from transfer.evaluation.evaluator import Evaluator
+from transfer.evaluation.lvis import LvisEvaluator
 from transfer.evaluation.voc import VocEvaluator
 
 __all__ = ["Evaluator", "build_evaluator"]
 
 
-def build_evaluator(dataset: Dataset) -> Evaluator:
-    """The evaluator that ``dataset.evaluator`` names, "voc" or "coco"."""
-    return VocEvaluator(dataset) if dataset.evaluator == "voc" else CocoEvaluator(dataset)
+def build_evaluator(dataset: Dataset, voc_metric: str = "auto") -> Evaluator:
+    """The evaluator that ``dataset.evaluator`` names: "voc", "coco" or "lvis".
+
+    ``voc_metric`` is how VOC's AP is computed, see :class:`VocEvaluator`.
+    """
+    if dataset.evaluator == "voc":
+        return VocEvaluator(dataset, voc_metric)
+    if dataset.evaluator == "lvis":
+        return LvisEvaluator(dataset)
+    return CocoEvaluator(dataset)

@@ -28,32 +28,15 @@ class CocoEvaluator:
     def __init__(self, dataset: Dataset) -> None:
         self._classes = dataset.classes
         self._image_ids = {r["image_id"]: i for i, r in enumerate(dataset.records, start=1)}
-        self._truth = _ground_truth(dataset)
+        self._truth = ground_truth(dataset)
         self._found: list[dict[str, Any]] = []
         self._with_masks = False
 
     def process(self, batch: list[dict[str, Any]], detections: list[Detections]) -> None:
         """Take the detections of a batch; :class:`InputError` if they are not finite."""
         for image_id, found in checked(batch, detections, len(self._classes)):
-            boxes = found["boxes"].numpy().copy()
-            boxes[:, 2:] -= boxes[:, :2]
-            rows = zip(
-                found["classes"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True
-            )
-            results = [
-                {
-                    "image_id": self._image_ids[image_id],
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "score": score,
-                }
-                for label, score, box in rows
-            ]
-            if "masks" in found:
-                self._with_masks = True
-                for result, mask in zip(results, found["masks"].numpy(), strict=True):
-                    result["segmentation"] = mask_util.encode(np.asfortranarray(mask, np.uint8))
-            self._found += results
+            self._with_masks |= "masks" in found
+            self._found += as_results(self._image_ids[image_id], found)
 
     def evaluate(self) -> Metrics:
         """AP, AP50, AP75, APs, APm, APl and ``AP-<class>`` in percent, of bbox and of segm."""
@@ -68,19 +51,34 @@ class CocoEvaluator:
     def _score(self, task: str, drop: str) -> dict[str, float]:
         truth = COCO(self._truth, use_deepcopy=True)
         found = [{k: v for k, v in result.items() if k != drop} for result in self._found]
-        run = COCOeval_faster(truth, truth.loadRes(found), task, print_function=_silent)
+        run = COCOeval_faster(truth, truth.loadRes(found), task, print_function=silent)
         run.run()
-        scores = {name: _percent(run.stats[i]) for i, name in enumerate(_NAMES)}
+        scores = {name: percent(run.stats[i]) for i, name in enumerate(_NAMES)}
         # precision: IoU, recall, class, area range (0: all), detections an image (-1: the most)
         precision = run.eval["precision"][:, :, :, 0, -1]
         for i, name in enumerate(self._classes):
             known = precision[:, :, i][precision[:, :, i] > -1]
-            scores[f"AP-{name}"] = _percent(known.mean() if known.size else -1)
+            scores[f"AP-{name}"] = percent(known.mean() if known.size else -1)
         return scores
 
 
-def _ground_truth(dataset: Dataset) -> dict[str, Any]:
-    """The data set as the content of a COCO file."""
+def as_results(image_id: int, found: Detections) -> list[dict[str, Any]]:
+    """The detections of one image as COCO's results; category ids count from 1."""
+    boxes = found["boxes"].numpy().copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(found["classes"].tolist(), found["scores"].tolist(), boxes.tolist(), strict=True)
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": label + 1, "bbox": box, "score": score}
+        for label, score, box in rows
+    ]
+    if "masks" in found:
+        for result, mask in zip(results, found["masks"].numpy(), strict=True):
+            result["segmentation"] = mask_util.encode(np.asfortranarray(mask, np.uint8))
+    return results
+
+
+def ground_truth(dataset: Dataset) -> dict[str, Any]:
+    """The data set as the content of a COCO file, all ids counted from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, record in enumerate(dataset.records, start=1):
@@ -93,9 +91,10 @@ def _ground_truth(dataset: Dataset) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _percent(value: Any) -> float:
+def percent(value: Any) -> float:
+    """100 times ``value``; NaN for -1, COCO's sign that there is no such object."""
     return float(value * 100) if value >= 0 else float("nan")
 
 
-def _silent(*_: Any) -> None:
-    pass
+def silent(*_: Any) -> None:
+    """Print nothing."""

@@ -13,6 +13,7 @@ from transfer.data.dataset import Dataset
 from transfer.evaluation.evaluator import Detections, Metrics, checked
 
 Floats = npt.NDArray[np.float64]
+METRICS = ("auto", "11-point", "area")
 THRESHOLDS = range(50, 100, 5)  # percent of overlap
 
 
@@ -20,16 +21,21 @@ class VocEvaluator:
     """Equal to Detectron2's ``PascalVOCDetectionEvaluator`` to the last digit.
 
     That includes its habits, which move AP slightly: scores are rounded to 3 decimals and
-    coordinates to 0.1, and detections of equal score rank as ``np.argsort`` leaves them. Data
-    sets of the year 2007 use the 11-point metric, all others the area under the curve.
+    coordinates to 0.1, and detections of equal score rank as ``np.argsort`` leaves them.
+    ``metric`` is "11-point" (VOC 2007's), "area" (under the curve, from 2010 on), or "auto": as
+    Detectron2, 11-point for data sets of the year 2007, area for all others.
 
     A class without objects in the test set counts as 0 in the mean, as there (where it can also
     make the mean NaN, with the area metric); this is logged, and ``metric`` says it.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, metric: str = "auto") -> None:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}: {metric!r}")
+        if metric == "auto":
+            metric = "11-point" if dataset.metadata["year"] == 2007 else "area"
         self._classes = dataset.classes
-        self._eleven_points = dataset.metadata["year"] == 2007
+        self._eleven_points = metric == "11-point"
         self._truth = _GroundTruth(dataset)
         self._found: dict[int, list[tuple[Any, list[float]]]] = defaultdict(list)
         shape = "11-point" if self._eleven_points else "area under curve"
