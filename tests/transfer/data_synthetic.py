@@ -33,6 +33,8 @@ CFG: dict[str, Any] = {
         "FILTER_EMPTY_ANNOTATIONS": True,
         "ASPECT_RATIO_GROUPING": True,
         "SAMPLER_TRAIN": "TrainingSampler",
+        "REPEAT_THRESHOLD": 0.0,
+        "REPEAT_SQRT": True,
         "NUM_WORKERS": 0,
     },
     "SOLVER": {"IMS_PER_BATCH": 4},

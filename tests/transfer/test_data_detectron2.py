@@ -20,12 +20,13 @@ from detectron2.data.common import AspectRatioGroupedDataset  # noqa: E402
 from detectron2.data.datasets.coco import load_coco_json  # noqa: E402
 from detectron2.data.datasets.lvis import load_lvis_json  # noqa: E402
 from detectron2.data.datasets.pascal_voc import load_voc_instances  # noqa: E402
-from detectron2.data.samplers import TrainingSampler  # noqa: E402
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler  # noqa: E402
 from numpy.random import RandomState  # noqa: E402
 
 from transfer.data.catalog import get_dataset, training_records  # noqa: E402
-from transfer.data.loader import build_train_loader, train_stream  # noqa: E402
+from transfer.data.loader import build_train_loader  # noqa: E402
 from transfer.data.mapper import Mapper, sample_rng  # noqa: E402
+from transfer.data.order import repeat_factors, train_stream  # noqa: E402
 
 OWN_KEYS = {"difficult", "area", "iscrowd"}  # of ours, for the evaluators
 
@@ -144,18 +145,53 @@ def test_stream(size, seed, shuffle):
     assert list(itertools.islice(train_stream(size, seed, shuffle), 300)) == list(theirs)
 
 
+@pytest.mark.parametrize("sqrt", [True, False])
+@pytest.mark.parametrize("threshold", [0.001, 0.4, 3.7])
+def test_repeating_stream(tmp_path, threshold, sqrt):
+    records = get_dataset("lvis:{}:{}".format(*random_lvis(tmp_path, images=20))).records
+    factors = repeat_factors(records, threshold, sqrt)
+    sampler = RepeatFactorTrainingSampler
+    theirs = sampler.repeat_factors_from_category_frequency(records, threshold, sqrt)
+    assert torch.equal(factors, theirs)
+    assert factors.dtype == theirs.dtype
+    assert (factors.max() > 1) == (threshold > 0.1)
+    for shuffle in (True, False):
+        expected = list(itertools.islice(sampler(theirs, shuffle=shuffle, seed=9), 500))
+        ours = train_stream(len(records), 9, shuffle, factors)
+        assert list(itertools.islice(ours, 500)) == expected
+
+
+@needs_shared
+def test_repeat_factors_of_real_photos():
+    root = SHARED / "lvis3"
+    records = get_dataset(f"lvis:{root}/lvis_v0.5_dev_3.json:{root}").records
+    sampler = RepeatFactorTrainingSampler
+    theirs = sampler.repeat_factors_from_category_frequency(records, 0.7)
+    assert torch.equal(repeat_factors(records, 0.7), theirs)
+
+
+@pytest.mark.parametrize("repeating", [False, True])
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
-def test_training_batches(tmp_path, monkeypatch, rank, world):
+def test_training_batches(tmp_path, monkeypatch, rank, world, repeating):
     paths = random_coco(tmp_path, images=15)
     name = "coco:{}:{}".format(*paths)
     cfg = make_d2_cfg(**{"DATASETS.TRAIN": (name,), "SOLVER.IMS_PER_BATCH": 4, "SEED": 11})
     records = training_records(cfg)
+    sampler = TrainingSampler
+    if repeating:
+        cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+        cfg.DATALOADER.REPEAT_THRESHOLD = 1.5
+
+        def sampler(_, seed):
+            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+            return RepeatFactorTrainingSampler(factors(records, 1.5), seed=seed)
+
     monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda: rank)
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: world)
     mapper = DatasetMapper(cfg, is_train=True)
 
     def mapped():
-        for count, index in enumerate(TrainingSampler(len(records), seed=11)):
+        for count, index in enumerate(sampler(len(records), seed=11)):
             source = sample_rng(11, rank + count * world)
             monkeypatch.setattr("detectron2.data.transforms.augmentation_impl.np", shadow(source))
             monkeypatch.setattr("detectron2.data.transforms.augmentation.np", shadow(source))

@@ -11,8 +11,8 @@ from data_synthetic import make_cfg, random_coco, write_image
 
 from runtime.errors import InputError
 from transfer.data.catalog import get_dataset, training_records
-from transfer.data.loader import build_test_loader, build_train_loader, train_stream
-from transfer.data.order import grouped_batches
+from transfer.data.loader import build_test_loader, build_train_loader
+from transfer.data.order import grouped_batches, repeat_factors, train_stream
 from transfer.data.packed import PackedList
 
 
@@ -55,6 +55,37 @@ def test_stream_is_one_permutation_after_the_other():
         train_stream(3, -1)
 
 
+def images(*labels):
+    return [{"annotations": [{"category_id": c} for c in shown]} for shown in labels]
+
+
+def test_repeat_factors_by_hand():
+    records = images([0, 0, 1], [0], [0, 2], [])  # class 0 in 3 of 4 images, 1 and 2 in one each
+    assert repeat_factors(records, 0.5).tolist() == pytest.approx([2**0.5, 1, 2**0.5, 1])
+    assert repeat_factors(records, 1.5, sqrt=False).tolist() == [6, 2, 6, 1]
+    assert repeat_factors(records, 0.001).tolist() == [1, 1, 1, 1]
+
+
+def test_repeating_stream_rounds_at_random_in_each_epoch():
+    factors = torch.tensor([1.0, 2.25, 1.5, 3.0])
+    generator, expected = torch.Generator().manual_seed(3), []
+    for _ in range(400):  # as Detectron2 does it, one index after the other
+        draws = torch.rand(4, generator=generator).tolist()
+        epoch = [
+            i
+            for i, (factor, draw) in enumerate(zip(factors.tolist(), draws, strict=True))
+            for _ in range(int(factor) + (draw < factor % 1))
+        ]
+        assert 7 <= len(epoch) <= 9
+        expected += [epoch[k] for k in torch.randperm(len(epoch), generator=generator)]
+    stream = list(itertools.islice(train_stream(4, 3, repeats=factors), len(expected)))
+    assert stream == expected
+    shares = [stream.count(i) / 400 for i in range(4)]
+    assert shares == pytest.approx(factors.tolist(), abs=0.1)
+    again = itertools.islice(train_stream(4, 3, shuffle=False, repeats=torch.ones(4)), 9)
+    assert list(again) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+
+
 def test_grouping_gives_out_a_bucket_once_it_is_full():
     wide = [True, False, True, True, False]
     stream = enumerate([0, 1, 2, 4, 3, 1, 0])
@@ -74,6 +105,13 @@ def test_a_batch_is_wide_or_not(cfg):
     assert len(set.union(*kinds)) == 2
 
 
+@pytest.fixture(params=["TrainingSampler", "RepeatFactorTrainingSampler"])
+def sampler(cfg, request):
+    cfg.DATALOADER.SAMPLER_TRAIN = request.param
+    cfg.DATALOADER.REPEAT_THRESHOLD = 2.0
+
+
+@pytest.mark.usefixtures("sampler")
 @pytest.mark.parametrize("grouping", [True, False])
 def test_any_start_and_any_number_of_workers_give_the_same_batches(cfg, grouping):
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
@@ -87,6 +125,7 @@ def test_any_start_and_any_number_of_workers_give_the_same_batches(cfg, grouping
     assert [prints(b) for b in parallel] == whole[2:7]
 
 
+@pytest.mark.usefixtures("sampler")
 def test_processes_share_the_stream(cfg):
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     records = training_records(cfg)
@@ -95,6 +134,21 @@ def test_processes_share_the_stream(cfg):
     for one, left, right in zip(single, *both, strict=True):
         assert prints(left) == one[0::2]  # the same augmentation too
         assert prints(right) == one[1::2]
+
+
+def test_rare_classes_are_seen_more_often(cfg):
+    records = training_records(cfg)
+    rare = records[0]["image_id"]
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = int(record["image_id"] == rare)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 9 / len(records)  # of 1 / len(records): 3 times
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    cfg.SOLVER.IMS_PER_BATCH = len(records) + 2  # one epoch
+    for epoch in ids(take(build_train_loader(cfg, records), 2)):
+        assert epoch.count(rare) == 3
+        assert len(set(epoch)) == len(records)
 
 
 def test_another_seed_gives_another_order_and_other_draws(cfg):
@@ -118,7 +172,8 @@ def test_images_are_drawn_anew_in_each_epoch(cfg):
     [
         ("SEED", -1, "must not be negative"),
         ("SOLVER.IMS_PER_BATCH", 3, "not a multiple of 2 processes"),
-        ("DATALOADER.SAMPLER_TRAIN", "Other", "is not supported"),
+        ("DATALOADER.SAMPLER_TRAIN", "Other", "use TrainingSampler or RepeatFactorTrainingSampler"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD 0.0"),
     ],
 )
 def test_wrong_settings_are_refused(cfg, key, value, message):

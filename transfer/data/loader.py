@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,18 @@ from torch.utils.data import DataLoader
 from runtime.errors import InputError
 from transfer.data.dataset import Dataset, Record
 from transfer.data.mapper import Mapper, Sample, sample_rng
-from transfer.data.order import Place, grouped_batches, plain_batches, rank_stream, train_stream
+from transfer.data.order import (
+    Place,
+    grouped_batches,
+    plain_batches,
+    rank_stream,
+    repeat_factors,
+    train_stream,
+)
 from transfer.data.packed import PackedList
 
-__all__ = ["build_test_loader", "build_train_loader", "train_stream"]
+_REPEATING = "RepeatFactorTrainingSampler"
+SAMPLERS = ("TrainingSampler", _REPEATING)
 
 
 def build_train_loader(
@@ -30,25 +39,39 @@ def build_train_loader(
     """Endless batches (lists of SOLVER.IMS_PER_BATCH // ``world`` samples) of process ``rank``.
 
     Begins with iteration ``start``. Batch i is a pure function of (cfg, records, rank, world, i),
-    so an interrupted run goes on exactly. Order and grouping (DATALOADER.ASPECT_RATIO_GROUPING)
-    are Detectron2's with no workers: there, workers change the grouping; here, they change
-    nothing. ``num_workers`` is DATALOADER.NUM_WORKERS if None, at most one for each CPU.
+    so an interrupted run goes on exactly. Order (DATALOADER.SAMPLER_TRAIN) and grouping
+    (DATALOADER.ASPECT_RATIO_GROUPING) are Detectron2's with no workers: there, workers change the
+    grouping; here, they change nothing. ``num_workers`` is DATALOADER.NUM_WORKERS if None, at most
+    one for each CPU.
     """
-    images, seed = cfg.SOLVER.IMS_PER_BATCH, cfg.SEED
+    check_train_settings(cfg, world)
+    loading = cfg.DATALOADER
+    wide = [r["width"] > r["height"] for r in records] if loading.ASPECT_RATIO_GROUPING else None
+    repeats = None
+    if loading.SAMPLER_TRAIN == _REPEATING:
+        repeats = repeat_factors(records, loading.REPEAT_THRESHOLD, loading.REPEAT_SQRT)
+    stream = partial(train_stream, len(records), cfg.SEED, repeats=repeats)
+    order = _TrainOrder(stream, cfg.SOLVER.IMS_PER_BATCH // world, rank, world, start, wide)
+    samples = _Samples(records, Mapper(cfg, is_train=True), cfg.SEED)
+    return Batches(samples, order, _workers(cfg, num_workers))
+
+
+def check_train_settings(cfg: Any, world: int) -> None:
+    """:class:`InputError` where :func:`build_train_loader` cannot do what the recipe says."""
+    images, sampler = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.SAMPLER_TRAIN
     if images < world or images % world:
         raise InputError(f"SOLVER.IMS_PER_BATCH {images} is not a multiple of {world} processes")
-    if seed < 0:
-        raise InputError(f"SEED {seed} must not be negative here: draw one and record it")
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+    if cfg.SEED < 0:
+        raise InputError(f"SEED {cfg.SEED} must not be negative here: draw one and record it")
+    if sampler not in SAMPLERS:
         raise InputError(
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} is not supported; "
-            "use TrainingSampler"
+            f"DATALOADER.SAMPLER_TRAIN {sampler} is not supported; use {' or '.join(SAMPLERS)}"
         )
-    grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
-    wide = [r["width"] > r["height"] for r in records] if grouping else None
-    order = _TrainOrder(len(records), images // world, seed, rank, world, start, wide)
-    samples = _Samples(records, Mapper(cfg, is_train=True), seed)
-    return Batches(samples, order, _workers(cfg, num_workers))
+    if sampler == _REPEATING and cfg.DATALOADER.REPEAT_THRESHOLD <= 0:
+        raise InputError(
+            f"DATALOADER.SAMPLER_TRAIN {sampler} repeats nothing with REPEAT_THRESHOLD "
+            f"{cfg.DATALOADER.REPEAT_THRESHOLD}; LVIS is trained with 0.001"
+        )
 
 
 def build_test_loader(cfg: Any, dataset: Dataset, num_workers: int | None = None) -> Batches:
@@ -112,21 +135,21 @@ class _TrainOrder:
 
     def __init__(
         self,
-        size: int,
+        stream: Callable[[], Iterator[int]],
         batch_size: int,
-        seed: int,
         rank: int,
         world: int,
         start: int,
         wide: list[bool] | None,
     ) -> None:
-        self._stream = (size, seed, rank, world)
+        self._stream = stream
+        self._share = (rank, world)
         self._batch_size = batch_size
         self._start = start
         self._wide = wide
 
     def __iter__(self) -> Iterator[list[Place]]:
-        stream = rank_stream(*self._stream)
+        stream = rank_stream(self._stream(), *self._share)
         if self._wide is None:
             batches = plain_batches(stream, self._batch_size)
         else:

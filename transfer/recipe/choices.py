@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": _POOLERS,
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
 }
 
 # All that Detectron2 has, so both engines.

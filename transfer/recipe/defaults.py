@@ -124,6 +124,8 @@ HONOURED: dict[str, Any] = {
         "NUM_WORKERS": 4,
         "ASPECT_RATIO_GROUPING": True,
         "SAMPLER_TRAIN": "TrainingSampler",
+        "REPEAT_THRESHOLD": 0.0,
+        "REPEAT_SQRT": True,
         "FILTER_EMPTY_ANNOTATIONS": True,
     },
     "SOLVER": {
@@ -235,7 +237,6 @@ KNOWN: dict[str, Any] = {
         "PROPOSAL_FILES_TEST": (),
         "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
     },
-    "DATALOADER": {"REPEAT_THRESHOLD": 0.0, "REPEAT_SQRT": True},
     "SOLVER": {
         "REFERENCE_WORLD_SIZE": 0,
     },

@@ -20,6 +20,7 @@ from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.yaml_file import read_recipe
 from transfer.data.catalog import Dataset, get_dataset
+from transfer.data.loader import check_train_settings
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_cfg
@@ -89,6 +90,7 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
     engine.check(cfg)
     _check_processes(cfg)
+    check_train_settings(cfg, world_size())
     _check_step(cfg, job.options)
     return Resolved(
         cfg, _deviations(original, cfg, stated), _recipe_hash(cfg, job.options), train, test
