@@ -12,7 +12,8 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-SHARED = Path(__file__).parents[3] / "shared/data"
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sample data is not here")
 
 CFG: dict[str, Any] = {

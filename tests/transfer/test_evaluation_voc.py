@@ -120,6 +120,21 @@ def test_metric_says_what_ap_means(cats):
 
 
 @pytest.mark.parametrize("year", [2007, 2012])
+def test_kind_of_ap_can_be_chosen(tmp_path, year):
+    folder = str(random_voc(tmp_path, ["cat", "dog"], images=20))
+    dataset = load_voc("x", folder, "train", year, ("cat", "dog"))
+    detections = random_detections(dataset.records, 2)
+    for metric, its_year, name in (("11-point", 2007, "11-point"), ("area", 2012, "area under")):
+        evaluator = build_evaluator(dataset, metric)
+        evaluator.process(dataset.records, detections)
+        as_detectron2 = load_voc("x", folder, "train", its_year, ("cat", "dog"))
+        assert evaluator.evaluate()["bbox"] == score(as_detectron2, detections)
+        assert evaluator.metric.startswith(f"VOC AP ({name}")
+    with pytest.raises(ValueError, match="metric must be one of auto, 11-point, area"):
+        build_evaluator(dataset, "median")
+
+
+@pytest.mark.parametrize("year", [2007, 2012])
 @pytest.mark.parametrize("seed", range(4))
 def test_against_a_slow_reference(tmp_path, year, seed):
     classes = ["cat", "dog", "eel"]

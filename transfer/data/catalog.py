@@ -16,7 +16,7 @@ from transfer.data.lvis import load_lvis
 from transfer.data.masks import require_masks
 from transfer.data.voc import VOC_CLASSES, load_voc
 
-__all__ = ["Dataset", "get_dataset", "training_records"]
+__all__ = ["FORMS", "Dataset", "get_dataset", "training_records"]
 
 _VOC_SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}
 _COCO_SPLITS = {  # name -> (images below coco/, end of the annotation file's name)
@@ -38,6 +38,7 @@ _FORMS: dict[str, tuple[str, Callable[[str, str, str], Dataset]]] = {
     "folder": ("folder:DIR:SPLIT", load_folder),
     "lvis": ("lvis:JSON:IMAGE_DIR", load_lvis),
 }
+FORMS = ", ".join(written for written, _ in _FORMS.values())
 
 
 def get_dataset(name: str) -> Dataset:
@@ -83,10 +84,9 @@ def _built_in(name: str) -> Dataset:
                 json_file = os.path.join(root, "lvis", f"{name}.json")
                 folder = os.path.join(root, "coco")
                 return load_lvis(name, json_file, folder, _LVIS_CLASSES[version])
-    forms = ", ".join(written for written, _ in _FORMS.values())
     raise InputError(
         f"unknown data set {name!r}: use a built-in name such as voc_2007_trainval, "
-        f"coco_2017_train or lvis_v1_train, or write {forms}"
+        f"coco_2017_train or lvis_v1_train, or write {FORMS}"
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
+from transfer.data.catalog import FORMS
 from transfer.engines.select import ENGINES
+from transfer.evaluation.voc import METRICS
 from transfer.run.job import Job, Options
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Recipe, data, engine and overrides."""
-    data = "voc:DIR:SPLIT, coco:JSON:IMAGE_DIR or a built-in name; repeatable"
+    data = f"{FORMS} or a built-in name; repeatable"
     parser.add_argument("--config", required=True, metavar="FILE", help="recipe (YAML)")
     parser.add_argument("--train-data", action="append", default=[], metavar="DATA", help=data)
     parser.add_argument("--test-data", action="append", default=[], metavar="DATA", help=data)
@@ -38,7 +40,7 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
         "--accumulate", type=int, default=1, metavar="N", help="compute each batch in N parts"
     )
     group.add_argument("--amp-dtype", default="auto", choices=("auto", "float16", "bfloat16"))
-    group.add_argument("--voc-metric", default="auto", choices=("auto", "11-point", "area"))
+    group.add_argument("--voc-metric", default="auto", choices=METRICS)
 
 
 def job_from(args: argparse.Namespace, weights: str = "") -> Job:

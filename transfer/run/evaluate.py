@@ -24,17 +24,22 @@ DETECTIONS = "inference/coco_instances_results.json"
 
 
 def evaluate(
-    cfg: CfgNode, datasets: Sequence[Dataset], predict: Predictor, output: Path
+    cfg: CfgNode,
+    datasets: Sequence[Dataset],
+    predict: Predictor,
+    output: Path,
+    voc_metric: str = "auto",
 ) -> Metrics:
     """Metrics of ``predict`` on all test sets; with several, each task is ``NAME/task``.
 
     The images are divided over the processes and gathered in their order. The detections of the
     first set are written to ``inference/coco_instances_results.json`` of the run folder. Other
-    processes than the main one return an empty dict.
+    processes than the main one return an empty dict. ``voc_metric`` as in
+    :func:`~transfer.evaluation.build_evaluator`.
     """
     results: Metrics = {}
     for position, dataset in enumerate(datasets):
-        evaluator = build_evaluator(dataset)
+        evaluator = build_evaluator(dataset, voc_metric)
         rows = []
         for batch, detections in _gathered(_predicted(cfg, dataset, predict)):
             evaluator.process(batch, detections)

@@ -216,7 +216,8 @@ class _Run:
             self._write_begun()
 
     def _evaluate(self, predict: Predictor) -> Metrics:
-        self.metrics = evaluate(self.resolved.cfg, self.resolved.test, predict, self.output)
+        cfg, test, metric = self.resolved.cfg, self.resolved.test, self.job.options.voc_metric
+        self.metrics = evaluate(cfg, test, predict, self.output, metric)
         return self.metrics
 
     def _weights_sha256(self) -> str | None:
@@ -266,7 +267,7 @@ class _Run:
                 "classes": list(test[0].classes),
             },
             "precision": str(amp_dtype(cfg, self.job.options) or torch.float32).split(".")[-1],
-            "metric": _metric(self.resolved),
+            "metric": _metric(self.resolved, self.job.options.voc_metric),
             "metrics": self.metrics,
             "wall_time_s": seconds,
             "peak_memory_mb": results.peak_memory_mb(),
@@ -276,5 +277,6 @@ class _Run:
         }
 
 
-def _metric(resolved: Resolved) -> str:
-    return "; ".join(dict.fromkeys(build_evaluator(data).metric for data in resolved.test))
+def _metric(resolved: Resolved, voc_metric: str) -> str:
+    evaluators = (build_evaluator(data, voc_metric) for data in resolved.test)
+    return "; ".join(dict.fromkeys(evaluator.metric for evaluator in evaluators))

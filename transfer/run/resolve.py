@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from runtime.distributed import from_main, world_size
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.yaml_file import read_recipe
-from transfer.data.catalog import Dataset, get_dataset
+from transfer.data.catalog import FORMS, Dataset, get_dataset
 from transfer.data.loader import check_train_settings
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
@@ -92,6 +93,7 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     _check_processes(cfg)
     check_train_settings(cfg, world_size())
     _check_step(cfg, job.options)
+    _check_test_sets(test, job.options.voc_metric)
     return Resolved(
         cfg, _deviations(original, cfg, stated), _recipe_hash(cfg, job.options), train, test
     )
@@ -127,7 +129,7 @@ def _apply_data(
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
         raise InputError(
             "name the data: DATASETS.TRAIN and DATASETS.TEST, or --train-data and "
-            "--test-data, e.g. voc:DIR:trainval or coco:FILE.json:IMAGE_DIR"
+            f"--test-data: {FORMS}"
         )
     train = tuple(get_dataset(name) for name in cfg.DATASETS.TRAIN)
     test = tuple(get_dataset(name) for name in cfg.DATASETS.TEST)
@@ -181,6 +183,14 @@ def amp_dtype(cfg: CfgNode, options: Options) -> torch.dtype | None:
     if options.amp_dtype == "auto":
         return torch.bfloat16 if cfg.MODEL.DEVICE == "cpu" else torch.float16
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}[options.amp_dtype]
+
+
+def _check_test_sets(test: Sequence[Dataset], voc_metric: str) -> None:
+    if voc_metric != "auto" and all(dataset.evaluator != "voc" for dataset in test):
+        raise InputError(f"--voc-metric {voc_metric}: no test set is in VOC's layout")
+    for dataset in test:
+        if not any(record["annotations"] for record in dataset.records):
+            raise InputError(f"{dataset.name} has no annotated object: there is nothing to score")
 
 
 def _deviations(original: dict[str, Any], cfg: CfgNode, stated: set[str]) -> tuple[str, ...]:

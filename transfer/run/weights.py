@@ -116,7 +116,9 @@ def load_backbone(
 
 
 def load_detector(model: nn.Module, path: str | Path) -> LoadReport:
-    """Load all tensors of a ``model_final.pth``; InputError where a name or shape differs."""
+    """Load all tensors of a ``model_final.pth``; InputError where a name or shape differs, or a
+    number is not finite.
+    """
     content = read_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{str(path)!r} is no detector checkpoint: it has no 'model' entry")
@@ -128,6 +130,9 @@ def load_detector(model: nn.Module, path: str | Path) -> LoadReport:
             f"{str(path)!r} does not fit this recipe's model: {len(wrong)} tensors differ, first "
             f"{wrong[0]}"
         )
+    for name, value in saved.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{str(path)!r}: {name} is not finite: its training diverged")
     model.load_state_dict(saved)
     return report(model, set(state))
 
