@@ -10,8 +10,8 @@ from typing import Any
 
 from runtime.errors import InputError
 from transfer.data.coco import load_coco
+from transfer.data.coco_folder import load_folder
 from transfer.data.dataset import Dataset, Record
-from transfer.data.folder import load_folder
 from transfer.data.lvis import load_lvis
 from transfer.data.masks import require_masks
 from transfer.data.voc import VOC_CLASSES, load_voc
@@ -51,7 +51,7 @@ def get_dataset(name: str) -> Dataset:
     - ``coco:JSON:IMAGE_DIR``;
     - ``folder:DIR:SPLIT``: DIR holds a COCO JSON for each split, the images, and the class names
       in ``classes.txt``, one a line, whose order is the order of the classes
-      (:func:`~transfer.data.folder.load_folder`);
+      (:func:`~transfer.data.coco_folder.load_folder`);
     - ``lvis:JSON:IMAGE_DIR``: IMAGE_DIR holds COCO's folders train2017 and so on.
 
     Raises :class:`InputError` with one line that names the file and the problem.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as mask_util
 
 from runtime.errors import InputError
 from transfer.data.dataset import Findings, Record
 
 _MOST_POINTS = 100_000
-_REACH = (
-    10  # a coordinate further out than this many image sides is a mistake, and hangs the C code
-)
+_LONGEST_OUTLINE = 2_000_000  # pixels; pycocotools takes 40 bytes of memory for each, unchecked
+_REACH = 10  # a coordinate further out than this many image sides is a mistake
 _RLE_DIGITS = 6  # 6 x 5 bits hold every run length of the largest image that is read
 LARGEST_IMAGE = 1 << 28  # pixels
 
@@ -22,7 +22,7 @@ def check_coordinates(values: Any, height: int, width: int) -> None:
     """:class:`InputError` unless ``values`` is a list of finite numbers near the image."""
     if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
         raise InputError("coordinates must be a list of numbers")
-    reach = _REACH * max(height, width)
+    reach = min(_REACH * max(height, width), LARGEST_IMAGE)  # 5 times as much is an int in C
     near = not values or (min(values) >= -reach and max(values) <= reach)
     if not near or not math.isfinite(sum(values)):  # the sum sees NaN, which min and max pass over
         raise InputError(f"coordinates must be finite and within {_REACH} image sizes")
@@ -37,16 +37,27 @@ def read_polygons(polygons: list[Any], height: int, width: int, findings: Findin
         check_coordinates(polygon, height, width)
         if len(polygon) > 2 * _MOST_POINTS:
             raise InputError(f"polygon has more than {_MOST_POINTS} points")
+        if _is_too_long(polygon):
+            raise InputError(f"polygon has an outline of more than {_LONGEST_OUTLINE} pixels")
     valid = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     for _ in range(len(polygons) - len(valid)):
         findings.note("polygons with fewer than 3 points or a half point: left out")
     return valid
 
 
+def _is_too_long(polygon: list[float]) -> bool:
+    if not polygon or len(polygon) * (max(polygon) - min(polygon)) <= _LONGEST_OUTLINE:
+        return False  # of almost all: as many edges as points, none longer than that
+    points = np.array(polygon[: len(polygon) // 2 * 2], dtype=np.float64).reshape(-1, 2)
+    edges = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+    return bool(edges.sum() > _LONGEST_OUTLINE)
+
+
 def read_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """A run-length mask, compressed, of exactly the image's size (rows, columns)."""
-    if rle.get("size") != [height, width]:
-        raise InputError(f"mask size {rle.get('size')} is not the image's [{height}, {width}]")
+    size = rle.get("size")
+    if size != [height, width] or not all(type(side) is int for side in size):
+        raise InputError(f"mask size {size} is not the image's [{height}, {width}]")
     counts = rle.get("counts")
     if isinstance(counts, str):
         _check_runs(_decompress(counts), height * width)
