@@ -19,7 +19,7 @@ def make(folder: Path, json_file: str, images: str) -> Path:
     for source, place in zip(made, (json_file, images), strict=True):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(source, folder / place)
-    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n\n")
+    (folder / "classes.txt").write_text("\ufeff" + "\r\n".join(CLASSES) + "\n\n")
     return folder
 
 

@@ -140,8 +140,8 @@ def test_classes_may_be_scored_in_parts(tmp_path, monkeypatch):
     dataset = load(tmp_path, images=10)
     detections = random_detections(dataset.records, 8, masks=True)
     whole = score(dataset, detections)
-    for pairs in (1, 30):  # one class at a time; three
-        monkeypatch.setattr(ours, "_PAIRS", pairs)
+    for classes in (1, 3):
+        monkeypatch.setattr(ours, "_AT_ONCE", classes)
         assert str(score(dataset, detections)) == str(whole)
 
 

@@ -75,7 +75,7 @@ def inside(folder: str, name: str, where: str) -> str:
 def read_lines(path: str) -> list[str]:
     """The lines of a text file that are not blank; :class:`InputError` where it is none."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # as Windows writes it
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {WHERE_DATA_IS}") from error
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ from pycocotools import mask as mask_util
 
 from transfer.data.dataset import Dataset
 from transfer.data.lvis import FREQUENCIES
-from transfer.evaluation.coco import as_results, ground_truth, percent, silent
+from transfer.evaluation.coco import as_results, ground_truth, indexed, percent, silent
 from transfer.evaluation.evaluator import Detections, Metrics, checked
 
 _MOST = 300  # detections of an image, over all classes
-_PAIRS = 1_000_000  # of images and classes that are scored at a time: each takes memory
+_AT_ONCE = 10  # classes that are scored together: each pair of an image and a class takes memory
 _AREAS = ("AP", "APs", "APm", "APl")  # the area ranges, in faster-coco-eval's order
 
 
@@ -76,18 +77,23 @@ class LvisEvaluator:
 
     def _precision(self, task: str, found: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
         """Precision at 10 IoUs x 101 recalls x classes x 4 area ranges; -1 where none is known."""
-        truth = COCO(self._truth, use_deepcopy=True)
-        results = truth.loadRes(found)
-        count = len(self._classes)
-        step = max(1, _PAIRS // len(self._image_ids))
-        parts = []
-        for first in range(1, count + 1, step):
-            run = COCOeval_faster(truth, results, task, print_function=silent, lvis_style=True)
-            run.params.catIds = list(range(first, min(first + step, count + 1)))
-            run.params.maxDets = [_MOST]
-            run.evaluate()
-            parts.append(run.eval["precision"][..., -1])
-        return np.concatenate(parts, axis=2)
+        truth, results = indexed(self._truth, found)
+        numbers = range(1, len(self._classes) + 1)
+        parts = [numbers[i : i + _AT_ONCE] for i in range(0, len(numbers), _AT_ONCE)]
+        return np.concatenate([self._part(task, truth, results, part) for part in parts], axis=2)
+
+    def _part(
+        self, task: str, truth: COCO, results: COCO, classes: Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        """The precision of some classes, on the images where one of them was looked for."""
+        images = [i for i, known in self._verified.items() if not known.isdisjoint(classes)]
+        if not images:
+            return np.full((10, 101, len(classes), 4), -1.0)
+        run = COCOeval_faster(truth, results, task, print_function=silent, lvis_style=True)
+        run.params.imgIds, run.params.catIds = images, list(classes)
+        run.params.maxDets = [_MOST]
+        run.evaluate()
+        return run.eval["precision"][..., -1]
 
 
 def _federated_truth(dataset: Dataset) -> dict[str, Any]:
