@@ -74,7 +74,6 @@ def test_whole_runs_are_equal(world: Path, tmp_path: Path, name: str) -> None:  
     assert ours["recipe_hash"] == theirs["recipe_hash"]
     assert ours["precision"] == theirs["precision"]
     rows = [last_figures(tmp_path / engine) for engine in ENGINES]
-    assert rows[0].keys() - rows[1].keys() == {"data_wait"}
     timings = {"iteration", "time", "data_time", "data_wait", "eta_seconds"}
     expected = {name: rows[1][name] for name in rows[0].keys() - timings}
     assert {"loss_cls", "total_loss", "lr", "bbox/AP"} <= expected.keys()
