@@ -20,6 +20,7 @@ from runtime.errors import InputError
 from runtime.files import atomic_write
 
 AUTHOR = "MoCo transfer toolkit"
+DETECTOR = ("backbone.", "proposal_generator.", "roi_heads.")  # parts of a detector
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ def read_backbone(path: str | Path) -> Backbone:
     content = read_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path} is no backbone file: make one with tools/convert_to_d2.py")
+    trained = [name for name in content["model"] if str(name).startswith(DETECTOR)]
+    if trained:
+        raise InputError(
+            f"{path} is a trained detector (it has {trained[0]}): a comparison starts from a "
+            "backbone; to evaluate the detector use --eval-only"
+        )
     if "conventions" not in content:
         raise InputError(
             f"{path} does not say its conventions (channel order, mean, stride): convert the "

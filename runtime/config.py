@@ -54,6 +54,13 @@ def get(cfg: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return value
 
 
+def set_value(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set the existing key of that full name."""
+    section, _, name = key.rpartition(".")
+    node = get(cfg, section) if section else cfg
+    node[name] = value
+
+
 class _PlainDumper(yaml.SafeDumper):
     """Without anchors, which our own reader refuses."""
 

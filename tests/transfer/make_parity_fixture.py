@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from parity_models import batch, recipe, spread_weights
 
 from runtime.files import write_text
-from transfer.engines.detectron2 import heads  # noqa: F401  (registers MoCo's head)
+from transfer.engines.detectron2 import dc5, heads  # noqa: F401  (registered with Detectron2)
 from transfer.engines.detectron2.convert import from_instances, to_instances
 
 NAMES = (

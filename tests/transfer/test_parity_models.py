@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from parity_models import RECIPES, batch, recipe, spread_weights
 from parity_page import PAGE
 
-from transfer.engines.detectron2 import heads  # noqa: F401  (registers MoCo's head)
+from transfer.engines.detectron2 import dc5, heads  # noqa: F401  (registered with Detectron2)
 from transfer.engines.detectron2.convert import from_instances, to_instances
 from transfer.engines.embedded import build_model
 from transfer.recipe.defaults import default_cfg

@@ -11,11 +11,14 @@ from runtime.config import get
 
 _NORMS = ("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool")
+# The MoCo paper's dilated-C5, a backbone of ours in both engines.
+DC5_NAME = "build_resnet_dc5_backbone"
+DC5_CHANNELS = 512
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", "build_resnet_fpn_backbone"),
+    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", "build_resnet_fpn_backbone", DC5_NAME),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.RESNETS.RES5_DILATION": (1, 2),
@@ -67,6 +70,7 @@ def contradictions(cfg: CfgNode) -> Iterator[str]:
                 f"MODEL.RESNETS.DEPTH {resnet.DEPTH} has neither dilation nor groups: "
                 "set RES5_DILATION 1 and NUM_GROUPS 1, or DEPTH 50 or more"
             )
+    yield from dc5_contradictions(cfg)
     if head == "StandardROIHeads" and not cfg.MODEL.ROI_BOX_HEAD.NAME:
         yield (
             "MODEL.ROI_BOX_HEAD.NAME is empty, but StandardROIHeads needs a box head: "
@@ -107,3 +111,12 @@ def solver_contradictions(cfg: CfgNode) -> Iterator[str]:
         yield f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE {clip.CLIP_VALUE} must be more than 0"
     if solver.NESTEROV and not solver.MOMENTUM > 0:
         yield "SOLVER.NESTEROV needs SOLVER.MOMENTUM more than 0"
+
+
+def dc5_contradictions(cfg: CfgNode) -> Iterator[str]:
+    """What is wrong with a recipe for the paper's dilated-C5, in either engine."""
+    if cfg.MODEL.BACKBONE.NAME == DC5_NAME and "res5" not in cfg.MODEL.RESNETS.OUT_FEATURES:
+        yield (
+            f"MODEL.RESNETS.OUT_FEATURES is {list(cfg.MODEL.RESNETS.OUT_FEATURES)}, but {DC5_NAME} "
+            "builds on res5: name it there"
+        )

@@ -155,9 +155,9 @@ HONOURED: dict[str, Any] = {
             "NORM_TYPE": 2.0,
         },
         "AMP": {"ENABLED": False},
+        "REFERENCE_WORLD_SIZE": 0,
     },
     "TEST": {
-        "EXPECTED_RESULTS": [],
         "EVAL_PERIOD": 0,
         "DETECTIONS_PER_IMAGE": 100,
         "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
@@ -165,7 +165,6 @@ HONOURED: dict[str, Any] = {
     "OUTPUT_DIR": "./output",
     "SEED": -1,
     "CUDNN_BENCHMARK": False,
-    "VIS_PERIOD": 0,
 }
 
 KNOWN: dict[str, Any] = {
@@ -237,10 +236,8 @@ KNOWN: dict[str, Any] = {
         "PROPOSAL_FILES_TEST": (),
         "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
     },
-    "SOLVER": {
-        "REFERENCE_WORLD_SIZE": 0,
-    },
     "TEST": {
+        "EXPECTED_RESULTS": [],
         "KEYPOINT_OKS_SIGMAS": [],
         "AUG": {
             "ENABLED": False,
@@ -249,9 +246,14 @@ KNOWN: dict[str, Any] = {
             "FLIP": True,
         },
     },
+    "VIS_PERIOD": 0,
     "FLOAT32_PRECISION": "",
     "GLOBAL": {"HACK": 1.0},
 }
+
+# Our own section: a schedule in epochs of the training images. It becomes MAX_ITER, STEPS and
+# WARMUP_ITERS as soon as their number is known, and no engine sees it.
+SCHEDULE: dict[str, Any] = {"EPOCHS": 0.0, "STEPS": (), "WARMUP_EPOCHS": 0.0}
 
 
 def default_cfg() -> CfgNode:

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from runtime.config import get, leaves, merge, short
 from runtime.errors import InputError
 from transfer.recipe.choices import CHOICES, contradictions
-from transfer.recipe.defaults import HONOURED, KNOWN
+from transfer.recipe.defaults import HONOURED, KNOWN, SCHEDULE
 
 OTHER_ENGINE = "the detectron2 engine can run it (--engine detectron2)"
 
@@ -23,14 +23,21 @@ def load_cfg(path: str | os.PathLike[str], overrides: Sequence[str], base: CfgNo
     Detectron2 that ``base`` lacks may only state its default. InputError names the key that is
     wrong and the nearest known one.
     """
+    return load_recipe(path, overrides, base)[0]
+
+
+def load_recipe(
+    path: str | os.PathLike[str], overrides: Sequence[str], base: CfgNode
+) -> tuple[CfgNode, CfgNode]:
+    """As :func:`load_cfg`, and the recipe's SCHEDULE section, our only one beside Detectron2's."""
     cfg = base.clone()
     cfg.defrost()
-    beyond = CfgNode(KNOWN)
-    merge(path, overrides, cfg, beyond)
+    beyond, ours = CfgNode(KNOWN), CfgNode({"SCHEDULE": SCHEDULE})
+    merge(path, overrides, cfg, beyond, ours)
     _refuse_changes(beyond)
     if cfg.VERSION != 2:
         raise InputError(f"{path}: VERSION is {cfg.VERSION}; only 2, Detectron2's present, is read")
-    return cfg
+    return cfg, ours.SCHEDULE
 
 
 def check_honoured(cfg: CfgNode) -> None:

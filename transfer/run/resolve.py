@@ -15,17 +15,18 @@ import torch
 from fvcore.common.config import CfgNode
 
 from convert.conventions import Conventions
-from runtime.config import get, leaves
+from runtime.config import get, leaves, set_value
 from runtime.distributed import from_main, world_size
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.yaml_file import read_recipe
-from transfer.data.catalog import FORMS, Dataset, get_dataset
+from transfer.data.catalog import FORMS, Dataset, get_dataset, training_records
 from transfer.data.loader import check_train_settings
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
-from transfer.recipe.load import load_cfg
-from transfer.run.job import Job, Options
+from transfer.recipe.load import load_recipe
+from transfer.run.job import RANDOM, Job, Options
+from transfer.run.schedule import Given, apply_schedule, check_epochs
 
 log = logging.getLogger("moco")
 
@@ -36,7 +37,7 @@ NOT_PART_OF_THE_RECIPE = frozenset(
     (
         *("OUTPUT_DIR", "SEED", "VERSION", "MODEL.WEIGHTS", "MODEL.DEVICE"),
         *("DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK", "VIS_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
-        "TEST.EXPECTED_RESULTS",
+        *("TEST.EXPECTED_RESULTS", "SOLVER.REFERENCE_WORLD_SIZE"),
     )
 )
 # What may differ between its arms; the comparison looks at these by themselves.
@@ -71,9 +72,12 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     the conventions of the weights are applied, and refused where the recipe says otherwise.
     Raises InputError for anything that does not fit.
     """
-    cfg = load_cfg(job.recipe, job.overrides, engine.base_cfg())
-    stated = {key for key, _ in leaves(read_recipe(job.recipe))} | set(job.overrides[::2])
-    original = dict(leaves(load_cfg(job.recipe, (), engine.base_cfg())))
+    cfg, epochs = load_recipe(job.recipe, job.overrides, engine.base_cfg())
+    in_file = {key for key, _ in leaves(read_recipe(job.recipe))}
+    stated = in_file | set(job.overrides[::2])
+    unchanged, original_epochs = load_recipe(job.recipe, (), engine.base_cfg())
+    original = dict(leaves(unchanged))
+    check_epochs(epochs, in_file, job.recipe)
     if job.train_data:
         cfg.DATASETS.TRAIN = tuple(job.train_data)
     if job.test_data:
@@ -86,17 +90,23 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
         cfg.SEED = from_main(_seed_left_open(Path(cfg.OUTPUT_DIR) / BEGUN, job.resume))
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = "cpu"
+    reasons = _apply_depth(cfg, stated)
     if conventions is not None:
         _apply_conventions(cfg, conventions, stated)
+    _check_start(cfg, job)
     train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
+    if not job.eval_only:
+        complete = bool(original_epochs.EPOCHS) or "SOLVER.MAX_ITER" in in_file
+        given = Given(original, original_epochs, epochs, frozenset(job.overrides[::2]), complete)
+        images = len(training_records(cfg, train)) if epochs.EPOCHS else 0
+        reasons |= apply_schedule(cfg, given, images, job.options, world_size())
     engine.check(cfg)
     _check_processes(cfg)
     check_train_settings(cfg, world_size())
     _check_step(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
-    return Resolved(
-        cfg, _deviations(original, cfg, stated), _recipe_hash(cfg, job.options), train, test
-    )
+    deviations = _deviations(original, cfg, stated, reasons)
+    return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test)
 
 
 def _seed_left_open(begun: Path, resume: bool) -> int:
@@ -121,6 +131,34 @@ def _apply_conventions(cfg: CfgNode, conventions: Conventions, stated: set[str])
             )
         log.info("conventions of the weights: %s %r -> %r", key, node[name], value)
         node[name] = value
+
+
+def _apply_depth(cfg: CfgNode, stated: set[str]) -> dict[str, str]:
+    """ResNet-18 and -34 are narrower than Detectron2's default; return why a key was changed."""
+    key, resnet = "MODEL.RESNETS.RES2_OUT_CHANNELS", cfg.MODEL.RESNETS
+    if resnet.DEPTH >= 50 or key in stated or resnet.RES2_OUT_CHANNELS == resnet.STEM_OUT_CHANNELS:
+        return {}
+    reason = f"follows from MODEL.RESNETS.DEPTH {resnet.DEPTH}"
+    log.info("%s %d -> %d (%s)", key, resnet.RES2_OUT_CHANNELS, resnet.STEM_OUT_CHANNELS, reason)
+    set_value(cfg, key, resnet.STEM_OUT_CHANNELS)
+    return {key: reason}
+
+
+def _check_start(cfg: CfgNode, job: Job) -> None:
+    """What the model starts from: never the recipe's own weights, never frozen random ones."""
+    if cfg.MODEL.WEIGHTS:
+        log.info("not used: MODEL.WEIGHTS %r; --weights is %s", cfg.MODEL.WEIGHTS, job.weights)
+        cfg.MODEL.WEIGHTS = ""
+    if job.weights != RANDOM:
+        return
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not job.options.allow_deviation:
+        raise InputError(
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} never trains the first "
+            "stages, which random weights leave random: override it with 0 for every arm, or run "
+            "it as it is with --allow-deviation"
+        )
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        log.warning("MODEL.RESNETS.NORM FrozenBN with random weights normalises nothing")
 
 
 def _apply_data(
@@ -193,7 +231,9 @@ def _check_test_sets(test: Sequence[Dataset], voc_metric: str) -> None:
             raise InputError(f"{dataset.name} has no annotated object: there is nothing to score")
 
 
-def _deviations(original: dict[str, Any], cfg: CfgNode, stated: set[str]) -> tuple[str, ...]:
+def _deviations(
+    original: dict[str, Any], cfg: CfgNode, stated: set[str], reasons: dict[str, str]
+) -> tuple[str, ...]:
     """What differs from the recipe. What it leaves to the user, the data, is no deviation."""
     left_open = {
         key
@@ -201,7 +241,7 @@ def _deviations(original: dict[str, Any], cfg: CfgNode, stated: set[str]) -> tup
         if key not in stated
     }
     return tuple(
-        f"{key}: {original[key]!r} -> {value!r}"
+        f"{key}: {original[key]!r} -> {value!r}" + (f" ({reasons[key]})" if key in reasons else "")
         for key, value in leaves(cfg)
         if key not in NOT_PART_OF_THE_RECIPE | left_open and original[key] != value
     )

@@ -27,11 +27,11 @@ from transfer.engines.base import (
     evaluating,
     seed_iteration,
 )
-from transfer.engines.detectron2 import heads  # noqa: F401  registers Res5ROIHeadsExtraNorm
+from transfer.engines.detectron2 import dc5, heads  # noqa: F401  registered with Detectron2
 from transfer.engines.detectron2.convert import from_instances, to_instances
 from transfer.engines.detectron2.trainer import build_trainer
 from transfer.engines.embedded.solver import BEFORE_THE_END
-from transfer.recipe.choices import solver_contradictions
+from transfer.recipe.choices import dc5_contradictions, solver_contradictions
 
 
 class Detectron2Engine:
@@ -52,6 +52,9 @@ class Detectron2Engine:
                 "this width with --engine embedded"
             )
         for line in solver_contradictions(cfg):
+            raise InputError(line)
+
+        for line in dc5_contradictions(cfg):
             raise InputError(line)
 
     def versions(self) -> dict[str, str]:

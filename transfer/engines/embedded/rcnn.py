@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from transfer.engines.embedded.boxes import nonempty
+from transfer.engines.embedded.dc5 import DilatedC5
 from transfer.engines.embedded.fast_rcnn import Detections, ImageSize
 from transfer.engines.embedded.fpn import FPN
 from transfer.engines.embedded.paste import paste_masks
@@ -18,9 +19,15 @@ from transfer.engines.embedded.regions import Targets
 from transfer.engines.embedded.resnet import ResNet
 from transfer.engines.embedded.roi_heads import ROI_HEADS
 from transfer.engines.embedded.rpn import RPN
+from transfer.recipe.choices import DC5_NAME
 from transfer.recipe.load import check_honoured
 
 Sample = dict[str, Any]
+
+NECKS: dict[str, type[FPN] | type[DilatedC5]] = {
+    "build_resnet_fpn_backbone": FPN,
+    DC5_NAME: DilatedC5,
+}
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -43,8 +50,8 @@ class GeneralizedRCNN(nn.Module):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         resnet = ResNet(cfg)
-        fpn = cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
-        self.backbone: ResNet | FPN = FPN(resnet, cfg) if fpn else resnet
+        neck = NECKS.get(cfg.MODEL.BACKBONE.NAME)
+        self.backbone: ResNet | FPN | DilatedC5 = neck(resnet, cfg) if neck else resnet
         self.proposal_generator = RPN(self.backbone.shapes, cfg)
         self.roi_heads = ROI_HEADS[cfg.MODEL.ROI_HEADS.NAME](self.backbone.shapes, cfg)
         for name, values in (
