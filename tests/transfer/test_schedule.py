@@ -36,7 +36,8 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(voc: Path, tmp_path: Path, recipe: dict, *overrides: str, **options: object) -> Resolved:
     path = tmp_path / "recipe.yaml"
-    base = {"_BASE_": str(ROOT / "transfer/Base_FPN.yaml")}
+    model = {"RESNETS": {"NORM": "BN"}, "FPN": {"NORM": "BN"}}
+    base = {"_BASE_": str(ROOT / "transfer/Base_FPN.yaml"), "MODEL": model}
     path.write_text(yaml.safe_dump(base | recipe))
     job = Job(
         recipe=str(path),
