@@ -38,6 +38,7 @@ setup(
         "logging": ["tensorboard>=2.16"],
         "streaming": ["webdataset>=1.0"],
         "slurm": ["submitit>=1.5"],
+        "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -46,6 +47,8 @@ setup(
             "ruff>=0.8",
             "mypy>=1.13",
             "types-PyYAML>=6.0",
+            "cityscapesscripts>=2.2",
+            "shapely>=2.0",
         ],
     },
 )

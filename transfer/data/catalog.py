@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from runtime.errors import InputError
+from transfer.data.cityscapes import load_cityscapes
 from transfer.data.coco import load_coco
 from transfer.data.coco_folder import load_folder
 from transfer.data.dataset import Dataset, Record
@@ -37,6 +38,7 @@ _FORMS: dict[str, tuple[str, Callable[[str, str, str], Dataset]]] = {
     "coco": ("coco:JSON:IMAGE_DIR", load_coco),
     "folder": ("folder:DIR:SPLIT", load_folder),
     "lvis": ("lvis:JSON:IMAGE_DIR", load_lvis),
+    "cityscapes": ("cityscapes:DIR:SPLIT", load_cityscapes),
 }
 FORMS = ", ".join(written for written, _ in _FORMS.values())
 
@@ -52,7 +54,8 @@ def get_dataset(name: str) -> Dataset:
     - ``folder:DIR:SPLIT``: DIR holds a COCO JSON for each split, the images, and the class names
       in ``classes.txt``, one a line, whose order is the order of the classes
       (:func:`~transfer.data.coco_folder.load_folder`);
-    - ``lvis:JSON:IMAGE_DIR``: IMAGE_DIR holds COCO's folders train2017 and so on.
+    - ``lvis:JSON:IMAGE_DIR``: IMAGE_DIR holds COCO's folders train2017 and so on;
+    - ``cityscapes:DIR:SPLIT``: DIR holds leftImg8bit and gtFine.
 
     Raises :class:`InputError` with one line that names the file and the problem.
     """
@@ -84,6 +87,9 @@ def _built_in(name: str) -> Dataset:
                 json_file = os.path.join(root, "lvis", f"{name}.json")
                 folder = os.path.join(root, "coco")
                 return load_lvis(name, json_file, folder, _LVIS_CLASSES[version])
+    for split in ("train", "val", "test"):
+        if name == f"cityscapes_fine_instance_seg_{split}":
+            return load_cityscapes(name, os.path.join(root, "cityscapes"), split)
     raise InputError(
         f"unknown data set {name!r}: use a built-in name such as voc_2007_trainval, "
         f"coco_2017_train or lvis_v1_train, or write {FORMS}"

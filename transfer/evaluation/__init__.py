@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transfer.data.dataset import Dataset
+from transfer.evaluation.cityscapes import CityscapesEvaluator
 from transfer.evaluation.coco import CocoEvaluator
 from transfer.evaluation.evaluator import Evaluator
 from transfer.evaluation.lvis import LvisEvaluator
@@ -12,7 +13,7 @@ __all__ = ["Evaluator", "build_evaluator"]
 
 
 def build_evaluator(dataset: Dataset, voc_metric: str = "auto") -> Evaluator:
-    """The evaluator that ``dataset.evaluator`` names: "voc", "coco" or "lvis".
+    """The evaluator that ``dataset.evaluator`` names: "voc", "coco", "lvis" or "cityscapes".
 
     ``voc_metric`` is how VOC's AP is computed, see :class:`VocEvaluator`.
     """
@@ -20,4 +21,6 @@ def build_evaluator(dataset: Dataset, voc_metric: str = "auto") -> Evaluator:
         return VocEvaluator(dataset, voc_metric)
     if dataset.evaluator == "lvis":
         return LvisEvaluator(dataset)
+    if dataset.evaluator == "cityscapes":
+        return CityscapesEvaluator(dataset)
     return CocoEvaluator(dataset)

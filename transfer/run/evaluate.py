@@ -50,7 +50,7 @@ def evaluate(
             _write(rows, output / DETECTIONS)
         for task, values in evaluator.evaluate().items():
             results[task if len(datasets) == 1 else f"{dataset.name}/{task}"] = values
-            shown = "  ".join(f"{k} {values[k]:.2f}" for k in ("AP", "AP50", "AP75"))
+            shown = "  ".join(f"{k} {values[k]:.2f}" for k in ("AP", "AP50", "AP75") if k in values)
             log.info("%s %s: %s  (%s)", dataset.name, task, shown, evaluator.metric)
     return results
 

@@ -27,7 +27,7 @@ from transfer.engines.base import (
     evaluating,
     seed_iteration,
 )
-from transfer.engines.detectron2 import dc5, heads  # noqa: F401  registered with Detectron2
+from transfer.engines.detectron2 import cityscapes, dc5, heads  # noqa: F401  registered names
 from transfer.engines.detectron2.convert import from_instances, to_instances
 from transfer.engines.detectron2.trainer import build_trainer
 from transfer.engines.embedded.solver import BEFORE_THE_END
