@@ -13,6 +13,7 @@ from transfer.data.cityscapes import load_cityscapes
 from transfer.data.coco import load_coco
 from transfer.data.coco_folder import load_folder
 from transfer.data.dataset import Dataset, Record
+from transfer.data.keypoints import training_keypoints
 from transfer.data.lvis import load_lvis
 from transfer.data.masks import require_masks
 from transfer.data.voc import VOC_CLASSES, load_voc
@@ -121,6 +122,8 @@ def training_records(cfg: Any, datasets: Sequence[Dataset] = ()) -> list[Record]
         if dropped:
             logging.getLogger(__name__).info("%d images without objects are not used", dropped)
         records = usable
+    if cfg.MODEL.get("KEYPOINT_ON", False):  # a recipe table may leave it out
+        records = training_keypoints(cfg, datasets, records)
     if not records:
         raise InputError(f"no image of {', '.join(cfg.DATASETS.TRAIN)} has an object to train on")
     if cfg.MODEL.MASK_ON:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from runtime.errors import InputError
 from transfer.data.dataset import WHERE_DATA_IS, XYWH, Dataset, Findings, Record, inside
+from transfer.data.keypoints import read_keypoint_names
 from transfer.data.masks import LARGEST_IMAGE, check_coordinates, read_polygons, read_rle
 
 Parts = dict[str, list[dict[str, Any]]]  # the lists of a COCO file
@@ -40,12 +41,14 @@ def load_coco(
     records, notes = read_records(
         parts, category_ids, json_file, partial(find_by_file_name, image_root)
     )
-    metadata = {
+    metadata: dict[str, Any] = {
         "json_file": json_file,
         "image_root": image_root,
         "category_ids": category_ids,
         "notes": notes,
     }
+    if keypoints := read_keypoint_names(parts["categories"], json_file):
+        metadata["keypoints"] = keypoints
     return Dataset(name, records, names, "coco", metadata)
 
 

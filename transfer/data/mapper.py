@@ -48,6 +48,7 @@ class Mapper:
         self.sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         self.flip = cfg.INPUT.RANDOM_FLIP
         self.mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+        self.keypoints = _keypoint_on(cfg)
 
     def __call__(self, record: Record, generator: RandomState | None = None) -> Sample:
         """Make the sample of ``record``; in training ``generator`` gives the draws.
@@ -66,7 +67,10 @@ class Mapper:
         sample = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
         sample["image"] = torch.from_numpy(np.array(pixels, order="C"))
         if self.is_train:
-            sample["targets"] = build_targets(record["annotations"], geometry, self.mask_format)
+            flip = record["keypoint_flip"] if self.keypoints else None
+            sample["targets"] = build_targets(
+                record["annotations"], geometry, self.mask_format, flip
+            )
         return sample
 
     def _draw(self, old: tuple[int, int], generator: RandomState | None) -> Geometry:
@@ -100,8 +104,15 @@ def _check_settings(cfg: Any) -> None:
     ranged = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not isinstance(sizes, int)
     if ranged and len(sizes) != 2:
         raise InputError(f"INPUT.MIN_SIZE_TRAIN must be two sizes for 'range', not {sizes}")
+    if _keypoint_on(cfg) and cfg.INPUT.RANDOM_FLIP == "vertical":
+        raise InputError(
+            "INPUT.RANDOM_FLIP vertical does not suit keypoints: a mirrored person has left and "
+            "right exchanged, but their names would stay; use horizontal or none"
+        )
     # a recipe table may leave out what nothing implements
-    if cfg.MODEL.get("KEYPOINT_ON", False):
-        raise InputError("MODEL.KEYPOINT_ON is not supported by this toolkit's data pipeline")
     if cfg.INPUT.get("CROP") and cfg.INPUT.CROP.ENABLED:
         raise InputError("INPUT.CROP is not supported by this toolkit's data pipeline")
+
+
+def _keypoint_on(cfg: Any) -> bool:
+    return bool(cfg.MODEL.get("KEYPOINT_ON", False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,23 @@ from pycocotools import mask as mask_util
 
 from transfer.data.dataset import XYWH, Record
 from transfer.data.geometry import Array, Geometry
+from transfer.data.keypoints import keypoint_targets
 
 _SMALLEST_SIDE = 1e-5  # pixels; a box with a smaller side is empty to Detectron2
 
 
 def build_targets(
-    annotations: list[Record], geometry: Geometry, mask_format: str | None
+    annotations: list[Record],
+    geometry: Geometry,
+    mask_format: str | None,
+    keypoint_flip: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Boxes, classes and masks (``mask_format``: polygon, bitmask or None) after ``geometry``.
+    """Boxes, classes, masks (``mask_format``: polygon, bitmask or None) and, if it is known which
+    ones a flip exchanges, keypoints after ``geometry``.
 
     Returns ``boxes`` (float32 N x 4, XYXY pixels of the changed image), ``classes`` (int64 N) and
-    ``polygons`` (N lists of float64 arrays x1, y1, x2, y2, ...) or ``bitmasks`` (bool N x H x W).
+    ``polygons`` (N lists of float64 arrays x1, y1, x2, y2, ...) or ``bitmasks`` (bool N x H x W)
+    and ``keypoints`` (:func:`~transfer.data.keypoints.keypoint_targets`).
     As Detectron2: crowds are left out, boxes are clipped, empty boxes and empty masks dropped.
     """
     objects = [a for a in annotations if not a.get("iscrowd", 0)]
@@ -39,6 +46,8 @@ def build_targets(
         stacked = np.array(masks, dtype=bool).reshape(-1, *geometry.new)
         targets["bitmasks"] = torch.from_numpy(stacked)
         keep &= targets["bitmasks"].flatten(1).any(dim=1)
+    if keypoint_flip is not None:
+        targets["keypoints"] = keypoint_targets(objects, geometry, keypoint_flip)
     return {key: _select(value, keep) for key, value in targets.items()}
 
 

@@ -105,6 +105,7 @@ HONOURED: dict[str, Any] = {
             "POOLER_TYPE": "ROIAlignV2",
             "CONV_DIMS": (512,) * 8,
             "NUM_KEYPOINTS": 17,
+            "MIN_KEYPOINTS_PER_IMAGE": 1,
             "NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": True,
             "LOSS_WEIGHT": 1.0,
         },
@@ -160,6 +161,7 @@ HONOURED: dict[str, Any] = {
     "TEST": {
         "EVAL_PERIOD": 0,
         "DETECTIONS_PER_IMAGE": 100,
+        "KEYPOINT_OKS_SIGMAS": [],
         "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
     },
     "OUTPUT_DIR": "./output",
@@ -191,7 +193,6 @@ KNOWN: dict[str, Any] = {
             ),
             "IOUS": (0.5, 0.6, 0.7),
         },
-        "ROI_KEYPOINT_HEAD": {"MIN_KEYPOINTS_PER_IMAGE": 1},
         "SEM_SEG_HEAD": {
             "NAME": "SemSegFPNHead",
             "IN_FEATURES": ["p2", "p3", "p4", "p5"],
@@ -238,7 +239,6 @@ KNOWN: dict[str, Any] = {
     },
     "TEST": {
         "EXPECTED_RESULTS": [],
-        "KEYPOINT_OKS_SIGMAS": [],
         "AUG": {
             "ENABLED": False,
             "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),

@@ -17,6 +17,7 @@ from transfer.data.catalog import Dataset
 from transfer.data.loader import build_test_loader
 from transfer.engines.base import Batch, Detections, Metrics, Predictor
 from transfer.evaluation import build_evaluator
+from transfer.evaluation.keypoints import as_coco
 
 log = logging.getLogger("moco")
 
@@ -39,7 +40,7 @@ def evaluate(
     """
     results: Metrics = {}
     for position, dataset in enumerate(datasets):
-        evaluator = build_evaluator(dataset, voc_metric)
+        evaluator = build_evaluator(dataset, voc_metric, cfg.TEST.KEYPOINT_OKS_SIGMAS)
         rows = []
         for batch, detections in _gathered(_predicted(cfg, dataset, predict)):
             evaluator.process(batch, detections)
@@ -88,19 +89,25 @@ def _gathered(
 
 
 def _rows(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
-    return [
-        {
-            "image_id": sample["image_id"],
-            "file_name": str(sample["file_name"]),
-            "category_id": int(label),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": float(score),
-        }
-        for sample, found in zip(batch, detections, strict=True)
-        for (x1, y1, x2, y2), score, label in zip(
-            found["boxes"].tolist(), found["scores"], found["classes"], strict=True
-        )
-    ]
+    rows = []
+    for sample, found in zip(batch, detections, strict=True):
+        of_image: list[dict[str, Any]] = [
+            {
+                "image_id": sample["image_id"],
+                "file_name": str(sample["file_name"]),
+                "category_id": int(label),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(score),
+            }
+            for (x1, y1, x2, y2), score, label in zip(
+                found["boxes"].tolist(), found["scores"], found["classes"], strict=True
+            )
+        ]
+        if "keypoints" in found:
+            for row, points in zip(of_image, as_coco(found["keypoints"]), strict=True):
+                row["keypoints"] = points
+        rows += of_image
+    return rows
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

@@ -21,6 +21,7 @@ from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.yaml_file import read_recipe
 from transfer.data.catalog import FORMS, Dataset, get_dataset, training_records
+from transfer.data.keypoints import require_keypoints
 from transfer.data.loader import check_train_settings
 from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
@@ -188,7 +189,21 @@ def _apply_data(
                 f"{first.name} has {count} classes: {', '.join(first.classes[:10])}"
             )
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
+    if cfg.MODEL.KEYPOINT_ON:
+        _apply_keypoints(cfg, (*train, *test), "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS" in stated)
+    if any(dataset.evaluator == "cityscapes" for dataset in test) and not cfg.MODEL.MASK_ON:
+        raise InputError("Cityscapes scores masks: set MODEL.MASK_ON True")
     return train, test
+
+
+def _apply_keypoints(cfg: CfgNode, datasets: tuple[Dataset, ...], stated: bool) -> None:
+    count, head = require_keypoints(cfg, datasets), cfg.MODEL.ROI_KEYPOINT_HEAD
+    if stated and count != head.NUM_KEYPOINTS:
+        raise InputError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {head.NUM_KEYPOINTS}, but "
+            f"{datasets[0].name} has {count} keypoints"
+        )
+    head.NUM_KEYPOINTS = count
 
 
 def _check_processes(cfg: CfgNode) -> None:
@@ -237,7 +252,10 @@ def _deviations(
     """What differs from the recipe. What it leaves to the user, the data, is no deviation."""
     left_open = {
         key
-        for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.ROI_HEADS.NUM_CLASSES")
+        for key in (
+            *("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.ROI_HEADS.NUM_CLASSES"),
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+        )
         if key not in stated
     }
     return tuple(
