@@ -32,6 +32,10 @@ from transfer.data.catalog import get_dataset, training_records  # noqa: E402
 from transfer.data.mapper import Mapper  # noqa: E402
 from transfer.engines.detectron2.convert import to_instances  # noqa: E402
 from transfer.evaluation import build_evaluator  # noqa: E402
+from transfer.recipe.load import leaves, load_cfg  # noqa: E402
+
+CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
+RECIPE = Path(__file__).parents[2] / "transfer/keypoint_R50_FPN_2x.yaml"
 
 
 def dataset_of(paths):
@@ -126,3 +130,21 @@ def test_evaluator(tmp_path: Path, seed: int) -> None:
 def test_evaluator_on_real_persons() -> None:
     dataset = dataset_of(tiny_coco("val2017"))
     compare_evaluators(dataset, detect_keypoints(dataset.records, 17), [])
+
+
+def test_recipe_is_the_stock_one_but_for_what_moco_changes() -> None:
+    path = CONFIGS / "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"
+    if not path.is_file():
+        pytest.skip("this Detectron2 came without its recipes")
+    stock = get_cfg()
+    stock.merge_from_file(str(path))
+    ours = dict(leaves(load_cfg(RECIPE, [], get_cfg())))
+    different = {key for key, value in leaves(stock) if ours[key] != value}
+    # convention of the weights; trained BN in backbone and FPN; 2x; statistics before evaluation
+    conventions = {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.WEIGHTS"}
+    conventions |= {"MODEL.RESNETS.STRIDE_IN_1X1"}
+    norms = {"MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.BACKBONE.FREEZE_AT"}
+    schedule = {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
+    assert different == conventions | norms | schedule | {"TEST.PRECISE_BN.ENABLED"}
+    assert (ours["SOLVER.STEPS"], ours["SOLVER.MAX_ITER"]) == ((120000, 160000), 180000)
+    assert [ours[key] for key in sorted(norms)] == [0, "SyncBN", "SyncBN"]

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
+from pycocotools import mask as mask_util
 
 from runtime.distributed import is_main, rank, world_size
 from runtime.files import write_text
@@ -44,7 +47,9 @@ def evaluate(
         rows = []
         for batch, detections in _gathered(_predicted(cfg, dataset, predict)):
             evaluator.process(batch, detections)
-            rows += _rows(batch, detections)
+            rows += [
+                row for pair in zip(batch, detections, strict=True) for row in result_rows(*pair)
+            ]
         if not is_main():
             continue
         if position == 0:
@@ -81,32 +86,54 @@ def _gathered(
         yield from pairs
         return
     parts: list[Any] = [None] * world_size()
-    dist.gather_object(list(pairs), parts if is_main() else None)
+    small = [(batch, [_masks_as_runs(one) for one in found]) for batch, found in pairs]
+    dist.gather_object(small, parts if is_main() else None)
     if is_main():
         longest = max(len(part) for part in parts)
         for i in range(longest):
-            yield from (part[i] for part in parts if i < len(part))
+            for batch, found in (part[i] for part in parts if i < len(part)):
+                yield batch, [_masks_as_pixels(one) for one in found]
 
 
-def _rows(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
-    rows = []
-    for sample, found in zip(batch, detections, strict=True):
-        of_image: list[dict[str, Any]] = [
-            {
-                "image_id": sample["image_id"],
-                "file_name": str(sample["file_name"]),
-                "category_id": int(label),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": float(score),
-            }
-            for (x1, y1, x2, y2), score, label in zip(
-                found["boxes"].tolist(), found["scores"], found["classes"], strict=True
-            )
-        ]
-        if "keypoints" in found:
-            for row, points in zip(of_image, as_coco(found["keypoints"]), strict=True):
-                row["keypoints"] = points
-        rows += of_image
+def _masks_as_runs(found: dict[str, Any]) -> dict[str, Any]:
+    """Masks run-length encoded: as pixels, those of a whole test set would not fit into memory."""
+    if "masks" not in found:
+        return found
+    pixels = np.asfortranarray(found["masks"].permute(1, 2, 0).numpy(), np.uint8)
+    return found | {"masks": (found["masks"].shape, mask_util.encode(pixels))}
+
+
+def _masks_as_pixels(found: dict[str, Any]) -> dict[str, Any]:
+    if "masks" not in found:
+        return found
+    shape, runs = found["masks"]
+    masks = torch.zeros(shape, dtype=torch.bool)
+    for mask, run in zip(masks, runs, strict=True):
+        mask.copy_(torch.from_numpy(mask_util.decode(run)))
+    return found | {"masks": masks}
+
+
+def result_rows(sample: dict[str, Any], found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The detections of one image (on the CPU) as rows of a COCO results file.
+
+    Boxes are x, y, width, height in pixels of the image; ``category_id`` counts classes from 0;
+    ``keypoints``, where the detector has them, are x, y, score of each.
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "image_id": sample["image_id"],
+            "file_name": str(sample["file_name"]),
+            "category_id": int(label),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(score),
+        }
+        for (x1, y1, x2, y2), score, label in zip(
+            found["boxes"].tolist(), found["scores"], found["classes"], strict=True
+        )
+    ]
+    if "keypoints" in found:
+        for row, points in zip(rows, as_coco(found["keypoints"]), strict=True):
+            row["keypoints"] = points
     return rows
 
 
