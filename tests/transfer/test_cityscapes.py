@@ -23,6 +23,8 @@ from cityscapesscripts.evaluation import (
 from runtime.errors import InputError
 from transfer.data.catalog import get_dataset
 from transfer.evaluation import build_evaluator
+from transfer.run.finetune import finetune
+from transfer.run.job import Job
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
@@ -168,6 +170,15 @@ def test_a_detector_without_masks_is_refused(root: Path) -> None:
     found = {k: v for k, v in perfect(dataset.records[0]).items() if k != "masks"}
     with pytest.raises(InputError, match=r"MODEL\.MASK_ON True"):
         build_evaluator(dataset).process(dataset.records[:1], [found])
+
+
+def test_a_recipe_without_masks_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    data = f"cityscapes:{root}:val"
+    recipe = str(Path(__file__).parents[2] / "transfer/Base_FPN.yaml")
+    job = Job(recipe, "random", (), [data], [data], "embedded", output=str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"MODEL\.MASK_ON True"):
+        finetune(job)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

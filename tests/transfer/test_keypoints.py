@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,10 @@ from transfer.data.keypoints import (
     require_keypoints,
 )
 from transfer.data.mapper import Mapper
+from transfer.engines.embedded.engine import EmbeddedEngine
 from transfer.evaluation import build_evaluator
+from transfer.run.job import Job
+from transfer.run.resolve import resolve
 
 TINY_COCO = SHARED / "tiny_coco"
 
@@ -194,6 +198,19 @@ def test_refusals_of_settings(tmp_path: Path) -> None:
     other = read(write_keypoints(tmp_path / "b", names=("a", "b", "c", "d")))
     with pytest.raises(InputError, match="different keypoints"):
         require_keypoints(cfg_for(dataset), [dataset, other])
+
+
+def test_the_number_of_keypoints_follows_from_the_data(tmp_path: Path) -> None:
+    data = "coco:{}:{}".format(*write_keypoints(tmp_path))
+    recipe = str(Path(__file__).parents[2] / "transfer/keypoint_R50_FPN_2x.yaml")
+    sigmas = ["TEST.KEYPOINT_OKS_SIGMAS", str(list(SIGMAS))]
+    key = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+    job = Job(recipe, "random", sigmas, [data], [data], "embedded", seed=1)
+    resolved = resolve(EmbeddedEngine(), job, None)
+    assert resolved.cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 4
+    assert not any(key in deviation for deviation in resolved.deviations)
+    with pytest.raises(InputError, match=r"NUM_KEYPOINTS 5, but .* has 4 keypoints"):
+        resolve(EmbeddedEngine(), replace(job, overrides=[*sigmas, key, "5"]), None)
 
 
 def by_pycocotools(json_file: str, dataset, detections, sigmas) -> list[float]:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -130,8 +131,8 @@ def _read_all(files: list[_Files]) -> list[Record | str]:
         return [_read_or_say_why(one) for one in files]
     helpers = max(1, (os.cpu_count() or 1) // world_size())
     # spawned, as a process that has threads or a GPU must not be forked
-    with multiprocessing.get_context("spawn").Pool(helpers) as pool:
-        return pool.map(_read_or_say_why, files, chunksize=16)
+    with ProcessPoolExecutor(helpers, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_read_or_say_why, files, chunksize=16))
 
 
 def _read_or_say_why(files: _Files) -> Record | str:
