@@ -40,6 +40,12 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """Sum of ``x`` over all ranks in their order, bit for bit the same on each."""
+    return all_gather(x[None]).sum(0) if world_size() > 1 else x
+
+
+@torch.no_grad()
 def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
     """Mean of ``x`` over all ranks, the same on each; a new tensor."""
     total = x.clone()
