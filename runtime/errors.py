@@ -7,17 +7,30 @@ from collections.abc import Callable
 
 EXIT_WRONG_INPUT = 2
 EXIT_DIVERGED = 1
+SIGNALLED = 128  # exit codes above it name the signal that ended a run
 
 
 class InputError(Exception):
     """Wrong input or usage. The message is one line: what is wrong, where, and what to do."""
 
 
+class Stopped(BaseException):
+    """A signal ended the run in good order: no error, like KeyboardInterrupt.
+
+    ``code`` is the exit code, 128 + the signal's number.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def exit_code(command: Callable[[], object]) -> int:
     """Run ``command`` and turn its outcome into a process exit code.
 
-    Returns 0 on success, 2 on :class:`InputError`, 1 where a training has diverged
-    (FloatingPointError), both with one line on stderr and no traceback, and 130 on Ctrl-C. Every
+    Returns 0 on success, 2 on :class:`InputError` and 1 where a training has diverged
+    (FloatingPointError), both with one line on stderr and no traceback; 143 or 130 where SIGTERM
+    or Ctrl-C stopped a run (:class:`Stopped`), and 130 on any other Ctrl-C. Every
     other exception propagates: Python prints the traceback and exits with 1.
     """
     try:
@@ -28,6 +41,9 @@ def exit_code(command: Callable[[], object]) -> int:
     except FloatingPointError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return EXIT_DIVERGED
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

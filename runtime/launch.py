@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from runtime.errors import EXIT_WRONG_INPUT, InputError, exit_code
+from runtime.errors import EXIT_WRONG_INPUT, SIGNALLED, InputError, exit_code
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +60,12 @@ def launch(main: Callable[[Any], None], args: argparse.Namespace) -> None:
 
 
 def exit_code_of_launch(main: Callable[[Any], None], args: argparse.Namespace) -> int:
-    """``launch`` as a command line: 0, or 2 where a process was given wrong input."""
+    """``launch`` as a command line: 0, 2 for wrong input, 128 + the signal that stopped it."""
     try:
         return exit_code(lambda: launch(main, args))
     except mp.ProcessExitedException as error:  # the child has printed its one line
-        if error.exit_code == EXIT_WRONG_INPUT:
-            return EXIT_WRONG_INPUT
+        if error.exit_code == EXIT_WRONG_INPUT or error.exit_code > SIGNALLED:
+            return error.exit_code
         raise
 
 

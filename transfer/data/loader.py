@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from runtime.errors import InputError
+from runtime.stopping import leave_to_main
 from transfer.data.dataset import Dataset, Record
 from transfer.data.mapper import Mapper, Sample, sample_rng
 from transfer.data.order import (
@@ -90,6 +91,7 @@ class Batches:
             batch_sampler=order,
             num_workers=num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=leave_to_main,
             # A generator of its own: the global one would be drawn from whenever iteration begins.
             generator=torch.Generator(),
         )

@@ -7,6 +7,7 @@ nothing that decides a comparison exists twice.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from runtime.distributed import rank, world_size
 from runtime.randomness import generator
 
 Batch = list[dict[str, Any]]  # mapped samples
@@ -37,6 +39,8 @@ class Training:
         initialise: loads the weights into a new model and reports it, with the rates that the
             optimiser has for each part.
         evaluate: evaluates a predictor on DATASETS.TEST.
+        evaluation_due: whether the run was ended before the evaluation that iteration ``start - 1``
+            asks for.
         amp_dtype: precision of the passes under SOLVER.AMP.ENABLED; None without.
         accumulate: parts that each process's batch is computed in.
     """
@@ -48,6 +52,7 @@ class Training:
     batches: Callable[[int], Iterable[Batch]]
     initialise: Callable[[nn.Module, torch.optim.Optimizer], None]
     evaluate: Callable[[Predictor], Metrics]
+    evaluation_due: bool = False
     amp_dtype: torch.dtype | None = None
     accumulate: int = 1
 
@@ -85,6 +90,11 @@ class Engine(Protocol):
         """Train and leave ``model_final.pth`` in the run folder; evaluate at its end."""
 
 
+def flatten(metrics: Metrics) -> dict[str, float]:
+    """``{"bbox/AP": ...}``, as in Detectron2's ``metrics.json``."""
+    return {f"{task}/{name}": v for task, values in metrics.items() for name, v in values.items()}
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients for a while; the mode is restored."""
@@ -95,10 +105,44 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.train(was_training)
 
 
-def seed_iteration(seed: int, iteration: int, rank: int) -> None:
-    """Seed torch's global generator for one training iteration, as a pure function.
+class Draws:
+    """The detector's own draws (which anchors and regions are sampled), a function of the image.
 
-    The detector draws from it (which anchors and regions are sampled). Seeded like this, a resumed
-    run draws what the unbroken one would have drawn, and both engines draw the same.
+    Detectors draw from torch's global generator. Here it is seeded anew for each image, by the
+    run's seed, the iteration and the image's position in the global batch. So a resumed run draws
+    what the unbroken one would have drawn, both engines draw the same, and the number of
+    processes changes nothing.
     """
-    torch.manual_seed(int(generator(seed, "training iteration", iteration, rank).integers(2**63)))
+
+    def __init__(
+        self, seed: int, *, anchors: tuple[nn.Module, str], regions: tuple[nn.Module, str]
+    ) -> None:
+        """``anchors`` and ``regions``: module and name of the method that samples one image's."""
+        self._seed = seed
+        self._iteration = 0
+        self._seen: Counter[str] = Counter()
+        self._seed_each_call(*anchors, "anchors")
+        self._seed_each_call(*regions, "regions")
+
+    def begin(self, iteration: int) -> None:
+        """Start an iteration: its first images come next, and draws that no image has."""
+        self._iteration = iteration
+        self._seen.clear()
+        self._seed_generator("training iteration", rank())
+
+    def _seed_each_call(self, module: nn.Module, method: str, purpose: str) -> None:
+        sample = getattr(module, method)
+
+        def seeded(*args: Any) -> Any:
+            # Process r of W holds the images r, r + W, ... of the batch (transfer.data.order);
+            # PreciseBN's batches come after it and count on.
+            position = self._seen[purpose] * world_size() + rank()
+            self._seen[purpose] += 1
+            self._seed_generator(purpose, position)
+            return sample(*args)
+
+        setattr(module, method, seeded)
+
+    def _seed_generator(self, purpose: str, position: int) -> None:
+        numbers = generator(self._seed, purpose, self._iteration, position)
+        torch.manual_seed(int(numbers.integers(2**63)))

@@ -17,15 +17,16 @@ from convert.backbone_file import Backbone, read_backbone
 from convert.reading import read_checkpoint
 from runtime import rundir
 from runtime.config import dump, get
-from runtime.distributed import barrier, is_main, rank, world_size
+from runtime.distributed import barrier, from_main, is_main, rank, world_size
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
-from runtime.metrics import set_up_logging
+from runtime.metrics import MetricsWriter, set_up_logging
 from runtime.versions import versions
 from runtime.yaml_file import read_recipe
 from transfer.data.catalog import training_records
 from transfer.data.loader import build_train_loader
-from transfer.engines.base import Batch, Engine, Metrics, Predictor, Training
+from transfer.engines.base import Batch, Engine, Metrics, Predictor, Training, flatten
+from transfer.engines.checkpoint import FINAL
 from transfer.engines.select import select_engine
 from transfer.evaluation import build_evaluator
 from transfer.run import results
@@ -39,6 +40,7 @@ from transfer.run.resolve import (
     initial_weights_seed,
     resolve,
 )
+from transfer.run.segments import Segments, changes, check_processes, continued, is_evaluation
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
@@ -56,6 +58,7 @@ def finetune(job: Job) -> dict[str, Any]:
     backbone = _backbone(job)
     resolved = resolve(engine, job, backbone.conventions if backbone else None)
     run = _Run(job, engine, reason, resolved, backbone)
+    run.check()
     if not is_main():
         barrier()
         return run.go()
@@ -88,23 +91,29 @@ class _Run:
     engine_reason: str
     resolved: Resolved
     backbone: Backbone | None
+    records: list[dict[str, Any]] = field(default_factory=list)  # images to train on
     load_report: dict[str, Any] | None = None  # kept in run.json, for a resumed run
+    segments: Segments = field(default_factory=list)  # kept there, too
     metrics: Metrics = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse data and weights that do not fit, before anything is written.
+
+        For this a model is built in vain, which takes about a second.
+        """
+        cfg = self.resolved.cfg.clone()
+        cfg.MODEL.DEVICE = "cpu"
+        if self.job.eval_only:
+            load_detector(self.engine.build_model(cfg), self.job.weights)
+            return
+        self.records = training_records(cfg, self.resolved.train)
+        load_backbone(self.engine.build_model(cfg), self.backbone, self.job.weights)
 
     def begin(self) -> None:
         """Say what will run; refuse to continue another run's folder."""
-        identity = self._identity()
-        begun = self.output / BEGUN
-        if self.job.resume and begun.exists():
-            before = json.loads(begun.read_text())
-            self.load_report = before["load_report"]
-            for key, value in identity.items():
-                if before.get(key) != value:
-                    raise InputError(
-                        f"{str(self.output)!r} belongs to another run: its {key} is "
-                        f"{before.get(key)!r}, asked for {value!r}; name another folder"
-                    )
         if not self.job.eval_only:
+            if self.job.resume:
+                self._begin_again()
             self._write_begun()
             write_text(self.output / "config.yaml", dump(self.resolved.cfg))
         log.info("engine: %s (%s)", self.engine.name, self.engine_reason)
@@ -112,16 +121,37 @@ class _Run:
         for deviation in self.resolved.deviations:
             log.info("deviates from the recipe: %s", deviation)
 
+    def _begin_again(self) -> None:
+        begun = self.output / BEGUN
+        if not begun.exists():
+            if rundir.last_checkpoint(self.output) is not None:
+                raise InputError(
+                    f"{str(self.output)!r} has a checkpoint but no {BEGUN}, which says whose it "
+                    "is: name another folder"
+                )
+            return
+        before = json.loads(begun.read_text())
+        self.load_report, self.segments = before["load_report"], before["segments"]
+        for key, value in self._identity().items():
+            if before.get(key) != value:
+                raise InputError(
+                    f"{str(self.output)!r} belongs to another run: its {key} is "
+                    f"{before.get(key)!r}, asked for {value!r}; name another folder"
+                )
+        check_processes(self.segments, self.resolved.cfg, self.records)
+
     def _identity(self) -> dict[str, Any]:
         return {
             "recipe_hash": self.resolved.recipe_hash,
-            "engine": self.engine.name,
             "seed": self.resolved.cfg.SEED,
             "weights_sha256": self._weights_sha256(),
         }
 
     def _write_begun(self) -> None:
-        content = self._identity() | {"load_report": self.load_report}
+        content = self._identity() | {
+            "load_report": self.load_report,
+            "segments": self.segments,
+        }
         write_text(self.output / BEGUN, json.dumps(content, indent=1))
 
     @property
@@ -133,7 +163,6 @@ class _Run:
         started = time.perf_counter()
         results.reset_peak_memory()
         cfg = self.resolved.cfg
-        records = [] if self.job.eval_only else training_records(cfg, self.resolved.train)
         torch.manual_seed(initial_weights_seed(cfg.SEED))
         if self.job.eval_only:
             model = self.engine.build_model(cfg)
@@ -141,8 +170,8 @@ class _Run:
             self.load_report = load_detector(model, self.job.weights).to_dict()
             self._evaluate(self.engine.predictor(model))
         else:
-            self._train(records)
-        content = self._results(len(records), time.perf_counter() - started)
+            self._train()
+        content = self._results(len(self.records), time.perf_counter() - started)
         if is_main():
             name = "results_eval_only.json" if self.job.eval_only else RESULTS
             write_text(self.output / name, json.dumps(content, indent=1))
@@ -164,21 +193,25 @@ class _Run:
                     f"recipe says {here!r}: override {key}"
                 )
 
-    def _train(self, records: list[dict[str, Any]]) -> None:
-        cfg = self.resolved.cfg
+    def _train(self) -> None:
+        cfg, records = self.resolved.cfg, self.records
         checkpoint, start = self._checkpoint()
         if start >= cfg.SOLVER.MAX_ITER:
             self._finish(start)
             return
         if is_main():
             rundir.rewind_metrics(self.output, start)
-        barrier()
+            self.segments = continued(self.segments, start, self.engine.name)
+            self._write_begun()
+        period = cfg.TEST.EVAL_PERIOD
+        due = start > 0 and period > 0 and start % period == 0
+        due = from_main(due and not self._evaluated(start - 1))
 
         def batches(first: int) -> Iterable[Batch]:
             return build_train_loader(cfg, records, rank(), world_size(), first)
 
         training = Training(
-            *(cfg, self.output, start, checkpoint, batches, self._initialise, self._evaluate),
+            *(cfg, self.output, start, checkpoint, batches, self._initialise, self._evaluate, due),
             amp_dtype=amp_dtype(cfg, self.job.options),
             accumulate=self.job.options.accumulate,
         )
@@ -189,6 +222,11 @@ class _Run:
             kept = f"{str(last)!r} is the last checkpoint" if last else "there is no checkpoint yet"
             raise FloatingPointError(f"{error}; {kept}") from error
 
+    def _evaluated(self, iteration: int) -> bool:
+        """Whether ``metrics.json`` holds the evaluation after ``iteration``."""
+        rows = rundir.read_metrics(self.output)
+        return any(row["iteration"] == iteration and is_evaluation(row) for row in rows)
+
     def _finish(self, start: int) -> None:
         """All iterations are done. Evaluate if the run was killed before its results."""
         if (self.output / RESULTS).exists():
@@ -196,8 +234,11 @@ class _Run:
                 f"the run in {str(self.output)!r} has done its {start} iterations: nothing to do"
             )
         model = self.engine.build_model(self.resolved.cfg)
-        load_detector(model, self.output / "model_final.pth")
-        self._evaluate(self.engine.predictor(model))
+        load_detector(model, self.output / FINAL)
+        metrics = self._evaluate(self.engine.predictor(model))
+        if is_main() and not self._evaluated(start - 1):
+            with MetricsWriter(self.output) as writer:
+                writer.write(start - 1, flatten(metrics))
 
     def _checkpoint(self) -> tuple[dict[str, Any] | None, int]:
         last = rundir.last_checkpoint(self.output) if self.job.resume else None
@@ -242,6 +283,7 @@ class _Run:
             "seed": cfg.SEED,
             "engine": self.engine.name,
             "engine_reason": self.engine_reason,
+            "segments": self.segments,
             "recipe": self.job.recipe,
             "recipe_hash": self.resolved.recipe_hash,
             "weights": self._weights(),
@@ -252,7 +294,7 @@ class _Run:
                 "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
             },
             "load_report": self.load_report,
-            "deviations": list(self.resolved.deviations),
+            "deviations": [*self.resolved.deviations, *changes(self.segments)],
             "schedule": {
                 "iterations": cfg.SOLVER.MAX_ITER,
                 "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,

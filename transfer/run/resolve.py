@@ -102,9 +102,8 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
         images = len(training_records(cfg, train)) if epochs.EPOCHS else 0
         reasons |= apply_schedule(cfg, given, images, job.options, world_size())
     engine.check(cfg)
-    _check_processes(cfg)
     check_train_settings(cfg, world_size())
-    _check_step(cfg, job.options)
+    _check_steps(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
     deviations = _deviations(original, cfg, stated, reasons)
     return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test)
@@ -206,16 +205,9 @@ def _apply_keypoints(cfg: CfgNode, datasets: tuple[Dataset, ...], stated: bool) 
     head.NUM_KEYPOINTS = count
 
 
-def _check_processes(cfg: CfgNode) -> None:
-    for key in ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM"):
-        if get(cfg, key) == "SyncBN" and world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
-            raise InputError(
-                f"{key} SyncBN: torch synchronises it over several processes on GPUs only; on "
-                f"CPUs use {key} naiveSyncBN"
-            )
-
-
-def _check_step(cfg: CfgNode, options: Options) -> None:
+def _check_steps(cfg: CfgNode, options: Options) -> None:
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise InputError(f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: nothing would be trained")
     share = cfg.SOLVER.IMS_PER_BATCH // world_size()
     if options.accumulate < 1 or share % options.accumulate:
         raise InputError(

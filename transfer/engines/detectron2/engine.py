@@ -11,26 +11,29 @@ from typing import Any
 import detectron2
 import torch
 from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import (
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    hooks,
+)
 from detectron2.modeling import build_model
+from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from runtime.distributed import rank
+from runtime.distributed import data_parallel, is_main
 from runtime.errors import InputError
-from transfer.engines.base import (
-    Batch,
-    Detections,
-    Metrics,
-    Predictor,
-    Training,
-    evaluating,
-    seed_iteration,
-)
+from runtime.stopping import StopRequest, stoppable
+from transfer.engines.base import Batch, Detections, Draws, Predictor, Training, evaluating
 from transfer.engines.detectron2 import cityscapes, dc5, heads  # noqa: F401  registered names
 from transfer.engines.detectron2.convert import from_instances, to_instances
+from transfer.engines.detectron2.hooks import PreciseBN, SaveAndEvaluate, SeedDraws
 from transfer.engines.detectron2.trainer import build_trainer
 from transfer.engines.embedded.solver import BEFORE_THE_END
+from transfer.engines.sync_bn import synchronise_on_cpu
 from transfer.recipe.choices import dc5_contradictions, solver_contradictions
 
 
@@ -51,6 +54,11 @@ class Detectron2Engine:
                 "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18/34 in Detectron2: run "
                 "this width with --engine embedded"
             )
+        if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+            raise InputError(
+                "SOLVER.REFERENCE_WORLD_SIZE changes batch and schedule with the number of "
+                "processes: leave it at 0 and use --scale-to-gpus, which says what it changes"
+            )
         for line in solver_contradictions(cfg):
             raise InputError(line)
 
@@ -62,8 +70,8 @@ class Detectron2Engine:
         return {"detectron2": str(detectron2.__version__)}
 
     def build_model(self, cfg: CfgNode) -> nn.Module:
-        """Detectron2's detector."""
-        return build_model(cfg)
+        """Detectron2's detector, its SyncBN made to work on CPUs."""
+        return synchronise_on_cpu(build_model(cfg))
 
     def predictor(self, model: nn.Module) -> Predictor:
         """Detectron2's outputs in the shared form."""
@@ -77,13 +85,12 @@ class Detectron2Engine:
 
     def train(self, training: Training) -> None:
         """DefaultTrainer, with the shared data and evaluation in its hooks."""
-        cfg = training.cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.AMP.ENABLED = False  # the trainer that is put in below does it
-        trainer = _trainer_class(self, training)(cfg)
-        trainer._trainer = build_trainer(trainer._trainer, training)
+        with stoppable() as stop:
+            self._train(training, stop)
+
+    def _train(self, training: Training, stop: StopRequest) -> None:
+        trainer = _trainer_class(self, training, stop)(training.cfg)
         model = trainer._trainer.model
-        trainer.register_hooks([_SeedIterations(training.cfg.SEED)])
         if training.checkpoint is None:
             training.initialise(getattr(model, "module", model), trainer._trainer.optimizer)
         else:
@@ -91,16 +98,6 @@ class Detectron2Engine:
             trainer.load_state_dict(training.checkpoint["trainer"])
             trainer.start_iter = training.start
         trainer.train()
-
-
-class _SeedIterations(HookBase):
-    """Seeds each iteration as the embedded loop does."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def before_step(self) -> None:
-        seed_iteration(self._seed, self.trainer.iter, rank())
 
 
 class _Batches:
@@ -114,12 +111,44 @@ class _Batches:
             yield [to_instances(sample) for sample in batch]
 
 
-def _trainer_class(engine: Detectron2Engine, training: Training) -> type[DefaultTrainer]:
-    """DefaultTrainer builds loaders and evaluators in class methods: give it ours."""
+def _trainer_class(
+    engine: Detectron2Engine, training: Training, stop: StopRequest
+) -> type[DefaultTrainer]:
+    """DefaultTrainer builds loaders, evaluators and hooks in methods: give it ours."""
     # DefaultTrainer asks twice: for the training's own loader, then for PreciseBN's
     loaders = iter([training.batches(training.start), training.precise_bn_batches()])
 
     class Trainer(DefaultTrainer):
+        def __init__(self, cfg: CfgNode) -> None:
+            """As DefaultTrainer's, whose data parallelism is for GPUs alone."""
+            TrainerBase.__init__(self)
+            model = self.build_model(cfg)
+            optimizer, loader = self.build_optimizer(cfg, model), self.build_train_loader(cfg)
+            plain = SimpleTrainer(data_parallel(model), loader, optimizer)
+            self._trainer = build_trainer(plain, training)
+            self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+            self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+            self.register_hooks(self.build_hooks())
+
+        def build_hooks(self) -> list[HookBase]:
+            """In DefaultTrainer's order."""
+            cfg, model = self.cfg, self._trainer.model
+            bare = getattr(model, "module", model)
+            draws = Draws(
+                cfg.SEED,
+                anchors=(bare.proposal_generator, "_subsample_labels"),
+                regions=(bare.roi_heads, "_sample_proposals"),
+            )
+            built = [SeedDraws(draws), hooks.IterationTimer(), hooks.LRScheduler()]
+            if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
+                loader, number = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+                built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, number))
+            built.append(SaveAndEvaluate(training, engine.predictor(bare), stop))
+            if is_main():
+                writers = [CommonMetricPrinter(self.max_iter), TensorboardXWriter(cfg.OUTPUT_DIR)]
+                built.append(hooks.PeriodicWriter(writers))
+            return built
+
         @classmethod
         def build_model(cls, cfg: CfgNode) -> nn.Module:
             return engine.build_model(cfg)  # without the page of layers that DefaultTrainer logs
@@ -137,9 +166,5 @@ def _trainer_class(engine: Detectron2Engine, training: Training) -> type[Default
                 multiplier = scheduler._multiplier
                 scheduler._multiplier = lambda where: multiplier(min(where, BEFORE_THE_END))
             return scheduler
-
-        @classmethod
-        def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Metrics:
-            return training.evaluate(engine.predictor(getattr(model, "module", model)))
 
     return Trainer

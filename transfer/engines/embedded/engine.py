@@ -8,6 +8,7 @@ from torch import nn
 from transfer.engines.base import Batch, Detections, Predictor, Training, evaluating
 from transfer.engines.embedded.rcnn import build_model
 from transfer.engines.embedded.training import train
+from transfer.engines.sync_bn import synchronise_on_cpu
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import check_honoured
 
@@ -30,8 +31,8 @@ class EmbeddedEngine:
         return {}
 
     def build_model(self, cfg: CfgNode) -> nn.Module:
-        """Our detector."""
-        return build_model(cfg)
+        """Our detector, its SyncBN made to work on CPUs."""
+        return synchronise_on_cpu(build_model(cfg))
 
     def predictor(self, model: nn.Module) -> Predictor:
         """The model itself: samples and detections are its own forms."""

@@ -91,7 +91,10 @@ class NaiveSyncBatchNorm2d(nn.BatchNorm2d):
         momentum = 0.1 if self.momentum is None else self.momentum
         if images == 0:
             if not self.by_images:
-                raise ValueError("naiveSyncBN needs at least one input in every process")
+                raise ValueError(
+                    "naiveSyncBN: a process has no input, for instance no region; use "
+                    "naiveSyncBN_N or SyncBN, which weigh the processes by what they have"
+                )
             local = x.new_zeros(2 * channels + 1) + x.sum()  # keeps the graph connected
         else:
             moments = [x.mean(dim=[0, 2, 3]), (x * x).mean(dim=[0, 2, 3])]

@@ -5,25 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from pathlib import Path
 from statistics import median
+from typing import Any
 
-import torch
-from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from runtime.distributed import barrier, data_parallel, is_main, rank
-from runtime.files import atomic_write
+from runtime.distributed import data_parallel, is_main
 from runtime.metrics import MetricsWriter, Progress, eta
-from runtime.rundir import set_last_checkpoint
-from transfer.engines.base import Batch, Metrics, Predictor, Training, seed_iteration
+from runtime.stopping import stoppable, stopped
+from transfer.engines.base import Batch, Draws, Predictor, Training, flatten
+from transfer.engines.checkpoint import checkpoint_name, save_checkpoint
 from transfer.engines.embedded.solver import build_optimizer, lr_factor
+from transfer.engines.precise_bn import precise_bn, share_statistics
 from transfer.engines.step import Step, naming_iteration
 
 log = logging.getLogger("moco")
 
 LOG_PERIOD = 20  # iterations; also the window of the medians that are reported, as in Detectron2
-FINAL = "model_final.pth"
 
 
 def train(training: Training, model: nn.Module, predict: Predictor) -> None:
@@ -55,25 +54,34 @@ class _Loop:
         else:
             self.model.load_state_dict(training.checkpoint["model"])
             self.step.load_state_dict(training.checkpoint["trainer"]["_trainer"])
+        self.draws = Draws(
+            self.cfg.SEED,
+            anchors=(self.model.get_submodule("proposal_generator"), "_label"),
+            regions=(self.model.get_submodule("roi_heads"), "_sample_one"),
+        )
         # PreciseBN's draws do not touch the training's: it has a stream of batches of its own.
         enabled = self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
         self.precise_bn = iter(training.precise_bn_batches()) if enabled else None
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOG_PERIOD))
 
     def run(self, writer: MetricsWriter | None) -> None:
+        start = self.training.start
         self.model.train()
-        progress = Progress(self.training.start, self.max_iter)
-        batches = iter(self.training.batches(self.training.start))
-        for iteration in range(self.training.start, self.max_iter):
-            lr = self._set_lr(iteration)
-            before = time.perf_counter()
-            batch = next(batches)
-            progress.waited(time.perf_counter() - before)
-            self._step(iteration, batch)
-            metrics = self._after_step(iteration)
-            done = iteration + 1
-            if writer is not None and (done % LOG_PERIOD == 0 or done == self.max_iter or metrics):
-                self._write(writer, progress, iteration, lr, metrics)
+        if self.training.evaluation_due:
+            self._evaluate(start - 1, writer)
+        progress = Progress(start, self.max_iter)
+        batches = iter(self.training.batches(start))
+        with stoppable() as stop:
+            for iteration in range(start, self.max_iter):
+                lr = self._set_lr(iteration)
+                before = time.perf_counter()
+                batch = next(batches)
+                progress.waited(time.perf_counter() - before)
+                self._step(iteration, batch)
+                done = iteration + 1
+                if writer is not None and (done % LOG_PERIOD == 0 or done == self.max_iter):
+                    self._write(writer, progress, iteration, lr)
+                self._after_step(iteration, writer, stop.signal())
 
     def _set_lr(self, iteration: int) -> float:
         factor = self.factor(iteration / self.max_iter)
@@ -82,58 +90,58 @@ class _Loop:
         return self.cfg.SOLVER.BASE_LR * factor
 
     def _step(self, iteration: int, batch: Batch) -> None:
-        seed_iteration(self.cfg.SEED, iteration, rank())
+        self.draws.begin(iteration)
         with naming_iteration(iteration):
             losses = self.step.check(self.step.backward(batch))
             self.step.update()
         for name, value in (losses | {"total_loss": sum(losses.values())}).items():
             self.recent[name].append(value)
 
-    def _after_step(self, iteration: int) -> Metrics:
-        """PreciseBN, checkpoint, evaluation, in Detectron2's order."""
+    def _after_step(self, iteration: int, writer: MetricsWriter | None, signal: int) -> None:
+        """PreciseBN, checkpoint, evaluation, in Detectron2's order.
+
+        The losses were written before: every iteration of a checkpoint has its line. An evaluation
+        that a kill has prevented is made up for by the resumed run.
+        """
         done = iteration + 1
         period, final = self.cfg.TEST.EVAL_PERIOD, done == self.max_iter
         evaluate = final or (period > 0 and done % period == 0)
+        save = final or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or signal
         if evaluate and self.precise_bn is not None:
-            update_bn_stats(self.model, self.precise_bn, self.cfg.TEST.PRECISE_BN.NUM_ITER)
-        if final or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
-            self._save(iteration, FINAL if final else f"model_{iteration:07d}.pth")
-        if not evaluate:
-            return {}
-        return self.training.evaluate(self.predict)
+            precise_bn(self.model, self.precise_bn, self.cfg.TEST.PRECISE_BN.NUM_ITER)
+        if evaluate or save:
+            share_statistics(self.model)
+        if save:
+            path = self.training.output / checkpoint_name(iteration, final)
+            save_checkpoint(path, self.model, self._trainer_state(iteration), iteration)
+        if signal:
+            raise stopped(signal, iteration)
+        if evaluate:
+            self._evaluate(iteration, writer)
 
-    def _save(self, iteration: int, name: str) -> None:
-        """In the layout of Detectron2's checkpoints."""
-        if is_main():
-            trainer = {"iteration": iteration, **self.step.state_dict()}
-            path: Path = self.training.output / name
-            with atomic_write(path) as stream:
-                torch.save(
-                    {
-                        "model": self.model.state_dict(),
-                        "trainer": {"iteration": iteration, "hooks": {}, "_trainer": trainer},
-                        "iteration": iteration,
-                    },
-                    stream,
-                )
-            set_last_checkpoint(path)
-        barrier()
+    def _trainer_state(self, iteration: int) -> dict[str, Any]:
+        """The state of Detectron2's trainer, which has set the rates of the next iteration."""
+        self._set_lr(iteration + 1)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["initial_lr"] = base
+        return {
+            "iteration": iteration,
+            "hooks": {"LRScheduler": {"base_lrs": self.base_lrs, "last_epoch": iteration + 1}},
+            "_trainer": {"iteration": iteration, **self.step.state_dict()},
+        }
 
-    def _write(
-        self,
-        writer: MetricsWriter,
-        progress: Progress,
-        iteration: int,
-        lr: float,
-        metrics: Metrics,
-    ) -> None:
+    def _evaluate(self, iteration: int, writer: MetricsWriter | None) -> None:
+        metrics = self.training.evaluate(self.predict)
+        if writer is not None:
+            writer.write(iteration, flatten(metrics))
+
+    def _write(self, writer: MetricsWriter, progress: Progress, iteration: int, lr: float) -> None:
         done = iteration + 1
         figures = progress.report(done)
         figures["data_time"] = figures["data_wait"] * figures["time"]  # Detectron2's name
         left = eta(figures["eta_seconds"])
         losses = {name: median(values) for name, values in self.recent.items()}
-        flat = {f"{task}/{k}": v for task, values in metrics.items() for k, v in values.items()}
-        writer.write(iteration, losses | {"lr": lr} | figures | flat)
+        writer.write(iteration, losses | {"lr": lr} | figures)
         parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         log.info(
             "iter %d/%d  %s  lr %.5f  %.2f s/iter  data wait %.0f %%  eta %s",

@@ -1,0 +1,38 @@
+"""Signals become requests, once, and the handlers of before come back."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from runtime import stopping
+from runtime.errors import Stopped, exit_code
+
+
+def test_the_first_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    clock = [0.0]
+    monkeypatch.setattr("runtime.stopping.time.monotonic", lambda: clock[0])
+    with stopping.stoppable() as request:
+        assert request.signal() == 0
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the same event, passed on by a launcher
+        signal.raise_signal(signal.SIGTERM)
+        assert request.signal() == signal.SIGTERM
+        clock[0] = 2.0
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_exit_code_and_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop() -> None:
+        raise stopping.stopped(signal.SIGTERM, 41)
+
+    assert exit_code(stop) == 143
+    assert capsys.readouterr().err == (
+        "stopped by SIGTERM after iteration 41; continue with --resume\n"
+    )
+    assert not issubclass(Stopped, Exception)  # no handler of errors swallows it
