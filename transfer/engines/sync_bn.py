@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from runtime.distributed import sum_over_ranks, world_size
+from runtime.distributed import all_gather, sum_over_ranks, world_size
 
 DIMS = (0, 2, 3)  # what a channel's statistics are taken over
 
@@ -61,31 +61,43 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalised N x C x H x W, mean and biased variance (C), number of positions."""
-        count = sum_over_ranks(torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64))
-        positions = count.clamp(min=1)
-        # Two sums rather than the mean square less the squared mean, which cancels digits.
-        mean = sum_over_ranks(x.sum(DIMS, dtype=torch.float64)) / positions
-        centred = x - _per_channel(mean.to(x.dtype))
-        var = sum_over_ranks(centred.square().sum(DIMS, dtype=torch.float64)) / positions
+        mean, var, count = _global_moments(x)
         inverse = (var + eps).rsqrt().to(x.dtype)
-        mean, var, positions = (value.to(x.dtype) for value in (mean, var, positions))
-        ctx.save_for_backward(x, weight, mean, inverse, positions)
+        mean, var, count = mean.to(x.dtype), var.to(x.dtype), count.to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, inverse, count)
         y = F.batch_norm(x, mean, var, weight, bias, eps=eps) if len(x) else torch.empty_like(x)
-        outputs = y, mean, var, count.to(x.dtype)
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """The sums run over all processes; the parameters' gradients are this process's part."""
-        x, weight, mean, inverse, positions = ctx.saved_tensors
+        x, weight, mean, inverse, count = ctx.saved_tensors
         normal = (x - _per_channel(mean)) * _per_channel(inverse)
         d_bias = dy.sum(DIMS)
         d_weight = (dy * normal).sum(DIMS)
-        sums = sum_over_ranks(torch.stack([d_bias, d_weight])) / positions
+        sums = sum_over_ranks(torch.stack([d_bias, d_weight])) / count.clamp(min=1)
         dx = dy - _per_channel(sums[0]) - normal * _per_channel(sums[1])
         return dx * _per_channel(weight * inverse), d_weight, d_bias, None
+
+
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance (float64 C) and number of positions over all processes.
+
+    Each process gives its own moments, which are joined as in Chan, Golub & LeVeque (1979): one
+    exchange, and no digits cancel as in the mean square less the squared mean.
+    """
+    channels = x.shape[1]
+    count = torch.full((1,), x.numel() // channels, dtype=torch.float64)
+    mean = x.sum(DIMS, dtype=torch.float64) / count.clamp(min=1)
+    spread = (x - _per_channel(mean.to(x.dtype))).square().sum(DIMS, dtype=torch.float64)
+    moments = all_gather(torch.cat([count, mean, spread])[None])
+    counts, means, spreads = moments.split([1, channels, channels], dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total.clamp(min=1)
+    spread = (spreads + counts * (means - mean).square()).sum(0)
+    return mean, spread / total.clamp(min=1), total
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
