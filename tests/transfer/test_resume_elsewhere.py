@@ -184,14 +184,3 @@ def test_a_folder_of_unknown_origin_is_not_continued(world: Path, tmp_path: Path
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(InputError, match=r"has a checkpoint but no run\.json"):
         finetune(work)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_batch_that_follows_the_processes_is_refused(
-    world: Path, tmp_path: Path, engine: str
-) -> None:
-    work = replace(
-        job(world, tmp_path / "run", engine), overrides=["SOLVER.REFERENCE_WORLD_SIZE", "8"]
-    )
-    with pytest.raises(InputError, match="REFERENCE_WORLD_SIZE"):
-        finetune(work)

@@ -27,9 +27,9 @@ class Step:
     passes follow each other: less memory, more time. The step is taken with the mean of the parts'
     gradients, and the mean of their losses is reported. That equals the whole batch where the loss
     of a batch is the mean over its images. It is not equal bit for bit, and for a detector only
-    nearly so: batch norms see one part at a time (and update their statistics N times), and the box,
-    mask and keypoint losses are divided by the regions sampled in a part, so that images with few
-    regions weigh more. The random draws are those of the whole batch, image by image.
+    nearly so: batch norms see one part at a time (and update their statistics N times), and the
+    box, mask and keypoint losses are divided by the regions sampled in a part, so that images with
+    few regions weigh more. The random draws are those of the whole batch, image by image.
     """
 
     def __init__(

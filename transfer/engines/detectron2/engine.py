@@ -54,11 +54,6 @@ class Detectron2Engine:
                 "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18/34 in Detectron2: run "
                 "this width with --engine embedded"
             )
-        if cfg.SOLVER.REFERENCE_WORLD_SIZE:
-            raise InputError(
-                "SOLVER.REFERENCE_WORLD_SIZE changes batch and schedule with the number of "
-                "processes: leave it at 0 and use --scale-to-gpus, which says what it changes"
-            )
         for line in solver_contradictions(cfg):
             raise InputError(line)
 
