@@ -11,6 +11,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +20,8 @@ sys.path[0] = str(ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import loading, models, photos, scoring
-from benchmarks.timing import Timing, interleave, row
+from benchmarks.contestant import Contestant
+from benchmarks.timing import interleave, row
 
 PARTS = ("models", "loading", "scoring")
 HEADER = """| what | unit | reference | ours | reference / ours | range |
@@ -49,12 +51,12 @@ def _lines(args: argparse.Namespace, data: str, reference: bool) -> Iterator[str
 
 def _models(workload: models.Workload, data: str, rounds: int, reference: bool) -> Iterator[str]:
     names = ("detectron2", "embedded") if reference else ("embedded",)
-    contestants = {name: models.Contestant(name, workload, data) for name in names}
-    for what, unit in (("step", "ms/step"), ("detect", "ms/image")):
-        measures = {name: getattr(c, what) for name, c in contestants.items()}
-        times: dict[str, Timing] = interleave(measures, rounds)
-        same = len({str(c.results[what]) for c in contestants.values()}) == 1
-        title = f"{workload.title}: {'training' if what == 'step' else 'inference'}"
+    contestants = {n: Contestant(models.prepare, n, workload, data) for n in names}
+    for task, unit in (("training", "ms/step"), ("inference", "ms/image")):
+        measures = {name: partial(c.run, task) for name, c in contestants.items()}
+        times = interleave(measures, rounds)
+        same = len({str(c.results) for c in contestants.values()}) == 1
+        title = f"{workload.title}: {task}"
         title += "" if not reference else ", equal bits" if same else ", **UNEQUAL RESULTS**"
         yield row(title, unit, times.get("detectron2"), times["embedded"])
     for contestant in contestants.values():

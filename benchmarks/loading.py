@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from benchmarks.timing import interleave, row, timed
+from benchmarks.contestant import Contestant
+from benchmarks.timing import interleave, row
 from transfer.data.catalog import get_dataset, training_records
 from transfer.data.dataset import Record
 from transfer.data.images import read_image
-from transfer.data.loader import build_train_loader
+from transfer.data.loader import build_train_loader, start_worker
 from transfer.engines.select import select_engine
 from transfer.recipe.load import load_cfg
 
@@ -24,23 +27,37 @@ OVERRIDES = ("INPUT.MIN_SIZE_TRAIN", "(800,)", "SOLVER.IMS_PER_BATCH", str(IMAGE
 
 
 def measure(data: str, rounds: int, reference: bool) -> Iterator[str]:
-    """Lines of the table: decoding alone, and whole samples (800 px, polygons, no workers)."""
-    cfg = _cfg("embedded", data)
+    """Lines of the table: decoding alone, and whole samples (800 px, polygons)."""
+    names = ("reference", "ours") if reference else ("ours",)
+    contestants = {name: Contestant(prepare, name, data) for name in names}
+    for task, title in (
+        ("decode", "image decoding (Pillow)"),
+        ("load", "training samples, 800 px"),
+    ):
+        measures = {name: partial(c.run, task) for name, c in contestants.items()}
+        times = interleave(measures, rounds)
+        images = int(contestants["ours"].results[-1])
+        yield row(title, "ms/image", times.get("reference"), times["ours"], images)
+    for contestant in contestants.values():
+        contestant.close()
+
+
+def prepare(name: str, data: str) -> dict[str, Callable[[], int]]:
+    """Decoding and loading as in a worker process, without the transport; give image counts."""
+    torch.set_num_threads(1)
+    cfg = _cfg("detectron2" if name == "reference" else "embedded", data)
     records = training_records(cfg, [get_dataset(data)])
-    decoders = {
-        "reference": lambda: timed(lambda: [_pillow(r) for r in records]),
-        "ours": lambda: timed(lambda: [read_image(r, "RGB").load() for r in records]),
-    }
-    times = interleave(decoders, rounds)
-    yield row(
-        "image decoding (Pillow)", "ms/image", times["reference"], times["ours"], len(records)
-    )
-    loaders = {"ours": _loop(lambda: build_train_loader(cfg, records, num_workers=0))}
-    if reference:
-        loaders["reference"] = _loop(lambda: _detectron2(_cfg("detectron2", data), records))
-    times = interleave(loaders, rounds)
-    title = "training samples, 800 px, polygons"
-    yield row(title, "ms/image", times.get("reference"), times["ours"], BATCHES * IMAGES)
+    if name == "ours":
+        start_worker(0)
+        decode, build = partial(read_image, mode="RGB"), build_train_loader
+    else:
+        decode, build = _pillow, _detectron2
+
+    def load() -> int:
+        batches = itertools.islice(iter(build(cfg, records, num_workers=0)), BATCHES)
+        return sum(len(batch) for batch in batches)
+
+    return {"decode": lambda: len([len(decode(r).size) for r in records]), "load": load}
 
 
 def _cfg(engine: str, data: str) -> CfgNode:
@@ -49,18 +66,14 @@ def _cfg(engine: str, data: str) -> CfgNode:
     return cfg
 
 
-def _pillow(record: Record) -> None:
+def _pillow(record: Record) -> Image.Image:
     with Image.open(record["file_name"]) as image:
-        image.convert("RGB").load()
+        return image.convert("RGB")
 
 
-def _loop(build: Callable[[], Any]) -> Callable[[], float]:
-    return lambda: timed(lambda: list(itertools.islice(iter(build()), BATCHES)))
-
-
-def _detectron2(cfg: CfgNode, records: list[Record]) -> Any:
+def _detectron2(cfg: CfgNode, records: list[Record], num_workers: int) -> Any:
     from detectron2.data import DatasetMapper, build_detection_train_loader
 
     return build_detection_train_loader(
-        records, mapper=DatasetMapper(cfg, True), total_batch_size=IMAGES, num_workers=0
+        records, mapper=DatasetMapper(cfg, True), total_batch_size=IMAGES, num_workers=num_workers
     )

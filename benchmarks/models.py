@@ -1,12 +1,9 @@
-"""Training step and inference of both engines, each in a process of its own."""
+"""Training step and inference of an engine at sizes that suit a CPU."""
 
 from __future__ import annotations
 
-import multiprocessing
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -50,52 +47,9 @@ WORKLOADS = (
 QUICK = (Workload("Mask R-CNN R18-FPN, 128 px", "custom_R18_FPN", (*_at(128), *MASKS), 2),)
 
 
-class Contestant:
-    """An engine's model in a child process; ``step`` and ``detect`` return CPU seconds there.
-
-    A process of its own for each engine: neither finds memory that the other has left warm.
-    """
-
-    def __init__(self, engine: str, workload: Workload, data: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        arguments = (engine, workload, data, other)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
-        other.close()
-        self.results: dict[str, list[Any]] = {"step": [], "detect": []}
-
-    def step(self) -> float:
-        """One training step."""
-        return self._ask("step")
-
-    def detect(self) -> float:
-        """Detections of one image."""
-        return self._ask("detect")
-
-    def _ask(self, what: str) -> float:
-        self._pipe.send(what)
-        seconds, result = self._pipe.recv()
-        self.results[what].append(result)
-        return float(seconds)
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.send(None)
-        self._process.join()
-
-
-def _serve(engine: str, workload: Workload, data: str, pipe: Connection) -> None:
-    torch.set_num_threads(1)
-    work = _prepare(engine, workload, data)
-    while (what := pipe.recv()) is not None:
-        before = time.process_time()
-        result = work[what]()
-        pipe.send((time.process_time() - before, _plain(result)))
-
-
-def _prepare(name: str, workload: Workload, data: str) -> dict[str, Callable[[], Any]]:
+def prepare(name: str, workload: Workload, data: str) -> dict[str, Callable[[], Any]]:
     """A training step and an inference of one engine, both run once."""
+    torch.set_num_threads(1)
     engine, _ = select_engine(name)
     dataset = get_dataset(data)
     cfg = load_cfg(str(RECIPES / f"{workload.recipe}.yaml"), workload.overrides, engine.base_cfg())
@@ -120,7 +74,7 @@ def _prepare(name: str, workload: Workload, data: str) -> dict[str, Callable[[],
         optimizer.step()
         return {loss: float(value.detach()) for loss, value in found.items()}
 
-    work: dict[str, Callable[[], Any]] = {"step": step, "detect": lambda: predict(image)}
+    work: dict[str, Callable[[], Any]] = {"training": step, "inference": lambda: predict(image)}
     for first in work.values():
         first()
     return work
@@ -156,14 +110,3 @@ def _calibrate(model: nn.Module, losses: Losses) -> None:
     model.train()
     losses(model)
     model.get_submodule("roi_heads.box_predictor.cls_score").weight.mul_(SCORE_SCALE)
-
-
-def _plain(result: Any) -> Any:
-    """What a pipe can carry: tensors as NumPy arrays, masks by their number of pixels."""
-    if isinstance(result, dict):
-        return {k: _plain(v) for k, v in result.items()}
-    if isinstance(result, list):
-        return [_plain(v) for v in result]
-    if isinstance(result, Tensor):
-        return result.flatten(1).sum(dim=1).tolist() if result.dim() == 3 else result.tolist()
-    return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -43,7 +44,7 @@ class Geometry:
         pixels = np.asarray(image.resize((width, height), resample))
         if self.flip == "none":
             return pixels
-        return pixels[:, ::-1] if self.flip == "horizontal" else pixels[::-1]
+        return cv2.flip(pixels, 1 if self.flip == "horizontal" else 0)
 
     def points(self, points: Array) -> Array:
         """The changed points, N x 2 (x, y) in pixels, of the same dtype as they came.

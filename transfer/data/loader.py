@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from runtime.errors import InputError
+from runtime.memory import keep_freed_memory
 from runtime.stopping import leave_to_main
 from transfer.data.dataset import Dataset, Record
 from transfer.data.mapper import Mapper, Sample, sample_rng
@@ -91,7 +92,7 @@ class Batches:
             batch_sampler=order,
             num_workers=num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=leave_to_main,
+            worker_init_fn=start_worker,
             # A generator of its own: the global one would be drawn from whenever iteration begins.
             generator=torch.Generator(),
         )
@@ -106,6 +107,12 @@ class Batches:
                 if isinstance(sample, InputError):
                     raise sample
             yield batch
+
+
+def start_worker(number: int) -> None:
+    """What each worker process does first."""
+    leave_to_main(number)
+    keep_freed_memory()
 
 
 def _as_it_is(batch: list[Any]) -> list[Any]:

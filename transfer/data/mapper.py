@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.random import Philox, RandomState
 from PIL import Image
 
 from runtime.errors import InputError
 from transfer.data.dataset import Record
 from transfer.data.geometry import Geometry, shortest_edge_size
-from transfer.data.images import read_image
+from transfer.data.images import colour_planes, read_image
 from transfer.data.targets import build_targets
 
 Sample = dict[str, Any]
@@ -61,11 +60,8 @@ class Mapper:
         geometry = self._draw(old, generator) if self.is_train else self._fixed(old)
         image = read_image(record, _MODES[self.format])
         pixels = geometry.image(image, Image.Resampling.BILINEAR)
-        pixels = pixels[None] if self.format == "L" else pixels.transpose(2, 0, 1)
-        if self.format == "BGR":
-            pixels = pixels[::-1]
         sample = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
-        sample["image"] = torch.from_numpy(np.array(pixels, order="C"))
+        sample["image"] = colour_planes(pixels, reverse=self.format == "BGR")
         if self.is_train:
             flip = record["keypoint_flip"] if self.keypoints else None
             sample["targets"] = build_targets(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from runtime.memory import keep_freed_memory
 from transfer.engines.base import Batch, Detections, Predictor, Training, evaluating
 from transfer.engines.embedded.rcnn import build_model
 from transfer.engines.embedded.training import train
@@ -32,6 +33,8 @@ class EmbeddedEngine:
 
     def build_model(self, cfg: CfgNode) -> nn.Module:
         """Our detector, its SyncBN made to work on CPUs."""
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
         return synchronise_on_cpu(build_model(cfg))
 
     def predictor(self, model: nn.Module) -> Predictor:
