@@ -38,10 +38,10 @@ def _at(size: int) -> tuple[str, ...]:
 
 
 MASKS = ("MODEL.MASK_ON", "True")
-FEW_REGIONS = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "128", "MODEL.RPN.POST_NMS_TOPK_TEST", "200")
+FEW_REGIONS = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "100")
 WORKLOADS = (
-    Workload("Mask R-CNN R50-FPN, 320 px", "coco_R50_FPN_1x", _at(320), 2),
-    Workload("Mask R-CNN R50-C4, 240 px", "voc_R50_C4", (*_at(240), *MASKS, *FEW_REGIONS), 1),
+    Workload("Mask R-CNN R50-FPN, 256 px", "coco_R50_FPN_1x", _at(256), 2),
+    Workload("Mask R-CNN R50-C4, 192 px", "voc_R50_C4", (*_at(192), *MASKS, *FEW_REGIONS), 1),
     Workload("Mask R-CNN R18-FPN, 192 px", "custom_R18_FPN", (*_at(192), *MASKS), 2),
 )
 QUICK = (Workload("Mask R-CNN R18-FPN, 128 px", "custom_R18_FPN", (*_at(128), *MASKS), 2),)

@@ -8,28 +8,28 @@ import sys
 
 import pytest
 
-ROUNDS, PAGES = 20, 16_384
+ROUNDS, PAGES = 10, 10_240  # 40 MB: more than glibc ever keeps by itself
 
 SCRIPT = f"""
 import resource, sys
-import torch
 from runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory() and keep_freed_memory()
-torch.zeros({PAGES} * 1024)
+for _ in range(3):
+    bytes([1]) * ({PAGES} * 4096)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({ROUNDS}):
-    torch.zeros({PAGES} * 1024)
+    bytes([1]) * ({PAGES} * 4096)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_blocks_are_reused():
-    """64 MB of zeros, allocated over and over: pages are faulted in each time, or hardly ever."""
+    """40 MB, over and over: their pages are faulted in each time, or hardly ever."""
     faults = {
         mode: int(subprocess.check_output([sys.executable, "-c", SCRIPT, mode], text=True))
         for mode in ("keep", "default")
     }
     assert faults["keep"] < PAGES
-    assert faults["default"] > 10 * max(faults["keep"], 1)
+    assert faults["default"] > 5 * PAGES

@@ -51,7 +51,7 @@ class FrozenBatchNorm2d(nn.Module):
             )
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return x * _per_channel(scale).to(x.dtype) + _per_channel(shift).to(x.dtype)
+        return (x * _per_channel(scale).to(x.dtype)).add_(_per_channel(shift).to(x.dtype))
 
 
 class NaiveSyncBatchNorm2d(nn.BatchNorm2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,12 @@ class ROIPooler:
         if len(maps) == 1:
             return self._pool(maps[0], regions, self.strides[0])
         levels = assign_levels(every, self.strides)
-        size = (len(regions), maps[0].shape[1], self.resolution, self.resolution)
-        output = maps[0].new_zeros(size)
-        for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            index = torch.nonzero(levels == level).squeeze(1)
-            output[index] = self._pool(x, regions[index], stride)
-        return output
+        rows = [torch.nonzero(levels == level).squeeze(1) for level in range(len(maps))]
+        pooled = [
+            self._pool(x, regions[index], stride)
+            for x, index, stride in zip(maps, rows, self.strides, strict=True)
+        ]
+        return _Interleave.apply(rows, *pooled)
 
     def _pool(self, x: Tensor, regions: Tensor, stride: int) -> Tensor:
         regions = regions.to(x.dtype)  # under autocast the maps may be half precision
@@ -45,6 +46,26 @@ class ROIPooler:
             return roi_pool(x, regions, self.resolution, 1.0 / stride)
         aligned = self.kind == "ROIAlignV2"
         return roi_align(x, regions, self.resolution, 1.0 / stride, self.ratio, aligned)
+
+
+class _Interleave(torch.autograd.Function):
+    """Parts of a tensor to the whole: the rows of part i go to the places ``rows[i]``.
+
+    Together the places are 0 .. R - 1. Assigning part after part would be the same, but its
+    gradient copies the whole tensor for each part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: list[Tensor], *parts: Tensor) -> Tensor:
+        ctx.rows = rows
+        whole = parts[0].new_empty((sum(map(len, rows)), *parts[0].shape[1:]))
+        for index, part in zip(rows, parts, strict=True):
+            whole[index] = part
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(gradient[index] for index in ctx.rows)
 
 
 def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
