@@ -23,7 +23,6 @@ setup(
         "torchvision>=0.25",
         "numpy>=1.26",
         "Pillow>=10.3",
-        "simplejpeg>=1.8",
         "PyYAML>=6.0",
         "fvcore>=0.1.5.post20221221",
         "pycocotools>=2.0.8",

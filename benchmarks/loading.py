@@ -72,8 +72,14 @@ def _pillow(record: Record) -> Image.Image:
 
 
 def _detectron2(cfg: CfgNode, records: list[Record], num_workers: int) -> Any:
+    """Detectron2's own loader; its sampler with our seed, so that both read the same images."""
     from detectron2.data import DatasetMapper, build_detection_train_loader
+    from detectron2.data.samplers import TrainingSampler
 
     return build_detection_train_loader(
-        records, mapper=DatasetMapper(cfg, True), total_batch_size=IMAGES, num_workers=num_workers
+        records,
+        mapper=DatasetMapper(cfg, True),
+        sampler=TrainingSampler(len(records), seed=cfg.SEED),
+        total_batch_size=IMAGES,
+        num_workers=num_workers,
     )
