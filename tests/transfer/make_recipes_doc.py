@@ -56,8 +56,8 @@ def page() -> str:
 
 INTRODUCTION = """# Recipes
 
-Made by `python tests/transfer/make_recipes_doc.py`; `tests/transfer/test_recipes_doc.py` fails when a
-recipe, this page or a stated value drifts from another.
+Made by `python tests/transfer/make_recipes_doc.py`; `tests/transfer/test_recipes_doc.py` fails when
+a recipe, this page or a stated value drifts from another.
 
 Every recipe runs with another depth by `MODEL.RESNETS.DEPTH 18` (34, 101, 152); only the dilated-C5
 needs 50 or more, since Detectron2's basic blocks have no dilation. `--batch N` and

@@ -17,12 +17,17 @@ from transfer.recipe.load import check_honoured, leaves, load_cfg
 
 pytestmark = pytest.mark.detectron2
 
-STOCK = Path(detectron2.__file__).parents[1] / "configs"
+STOCK = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 RUNNABLE = [
     f"COCO-{task}/{model}_rcnn_R_50_{kind}_1x.yaml"
     for task, model in (("Detection", "faster"), ("InstanceSegmentation", "mask"))
     for kind in ("C4", "FPN", "DC5")
-] + ["COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"]
+] + [
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
+    "PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml",
+    "Cityscapes/mask_rcnn_R_50_FPN.yaml",
+]
 
 
 def test_both_tables_together_are_detectron2_s_defaults() -> None:

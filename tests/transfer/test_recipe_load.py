@@ -17,8 +17,6 @@ SHIPPED = sorted((Path(__file__).parents[2] / "transfer").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_recipes_suit_the_embedded_engine(path: Path) -> None:
-    if path.name.startswith("lvis") and "DATALOADER.REPEAT_THRESHOLD" in dict(leaves(KNOWN)):
-        pytest.skip("the embedded engine has no RepeatFactorTrainingSampler yet")
     check_honoured(load_cfg(path, [], default_cfg()))
 
 

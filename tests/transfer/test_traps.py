@@ -1,0 +1,90 @@
+"""Mistakes that give a plausible number: each is planted here and must be refused or said."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT
+
+from runtime.errors import InputError
+from transfer.engines.embedded.engine import EmbeddedEngine
+from transfer.run.finetune import finetune
+from transfer.run.job import Job, Options
+from transfer.run.resolve import Resolved, resolve
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tiny.write_voc(folder / "voc")
+    tiny.write_backbone(folder / "backbone.pkl")
+    tiny.write_recipe(folder / "recipe.yaml", ROOT)
+    return folder
+
+
+def job(world: Path, *overrides: str, weights: str = "random", **options: object) -> Job:
+    return Job(
+        recipe=str(world / "recipe.yaml"),
+        weights=weights,
+        overrides=overrides,
+        train_data=[f"voc:{world / 'voc'}:train"],
+        test_data=[f"voc:{world / 'voc'}:test"],
+        engine="embedded",
+        seed=0,
+        output=str(world / "run"),
+        options=Options(**options),
+    )
+
+
+def resolved(world: Path, *overrides: str, **options: object) -> Resolved:
+    return resolve(EmbeddedEngine(), job(world, *overrides, **options), None)
+
+
+def test_frozen_random_stages(world: Path) -> None:
+    frozen = ("MODEL.BACKBONE.FREEZE_AT", "2")
+    with pytest.raises(InputError, match="FREEZE_AT 2 never trains the first stages"):
+        resolved(world, *frozen)
+    allowed = resolved(world, *frozen, allow_deviation=True)
+    assert allowed.deviations == ("MODEL.BACKBONE.FREEZE_AT: 0 -> 2",)
+
+
+def test_frozen_norms_on_random_weights(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "moco"):
+        resolved(world, "MODEL.RESNETS.NORM", "FrozenBN")
+    assert "FrozenBN with random weights normalises nothing" in caplog.text
+
+
+def test_the_recipes_own_weights_are_not_used(
+    world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Detectron2's Cityscapes recipe starts from a COCO detector."""
+    with caplog.at_level(logging.INFO, "moco"):
+        found = resolved(world, "MODEL.WEIGHTS", "detectron2://COCO/model_final.pkl")
+    assert "not used: MODEL.WEIGHTS 'detectron2://COCO/model_final.pkl'" in caplog.text
+    assert found.cfg.MODEL.WEIGHTS == ""
+
+
+def test_a_detector_as_initial_weights(world: Path, tmp_path: Path) -> None:
+    content = pickle.loads((world / "backbone.pkl").read_bytes())
+    arrays = {f"backbone.bottom_up.{name}": value for name, value in content["model"].items()}
+    path = tmp_path / "detector.pkl"
+    path.write_bytes(pickle.dumps(content | {"model": arrays}))
+    with pytest.raises(InputError, match="is a trained detector"):
+        finetune(job(world, weights=str(path)))
+    assert not (world / "run").exists()
+
+
+def test_a_depth_sets_the_width_that_belongs_to_it(world: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"_BASE_: {ROOT / 'transfer/Base_C4.yaml'}\n")
+    base = job(world, "MODEL.RESNETS.DEPTH", "18")
+    found = resolve(EmbeddedEngine(), Job(**(vars(base) | {"recipe": str(recipe)})), None)
+    assert found.cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 64
+    assert found.deviations == (
+        "MODEL.RESNETS.DEPTH: 50 -> 18",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS: 256 -> 64 (follows from MODEL.RESNETS.DEPTH 18)",
+    )
