@@ -117,3 +117,13 @@ def test_a_dumped_configuration_is_a_recipe(tmp_path: Path) -> None:
     cfg.SOLVER.STEPS = cfg.INPUT.MIN_SIZE_TRAIN = (7, 8)  # one object twice: YAML would alias it
     (tmp_path / "config.yaml").write_text(dump(cfg))
     assert load_cfg(tmp_path / "config.yaml", (), default_cfg()) == cfg
+
+
+def test_a_config_that_detectron2_wrote_states_tuples_as_lists(tmp_path):
+    weights = "[[10, 10, 5, 5], [20, 20, 10, 10], [30, 30, 15, 15]]"
+    path = tmp_path / "config.yaml"
+    path.write_text(f"MODEL:\n  ROI_BOX_CASCADE_HEAD:\n    BBOX_REG_WEIGHTS: {weights}\n")
+    check_honoured(load_cfg(path, [], default_cfg()))
+    path.write_text(path.read_text().replace("15, 15", "15, 16"))
+    with pytest.raises(InputError, match=r"BBOX_REG_WEIGHTS is"):
+        load_cfg(path, [], default_cfg())

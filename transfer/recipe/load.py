@@ -62,8 +62,13 @@ def check_honoured(cfg: CfgNode) -> None:
 def _refuse_changes(cfg: CfgNode) -> None:
     for key, default in leaves(KNOWN):
         value = get(cfg, key, default)
-        if value != default:
+        if _lists(value) != _lists(default):
             raise InputError(
                 f"{key} is {short(value)}: the embedded engine only does {default!r} here; "
                 f"{OTHER_ENGINE}"
             )
+
+
+def _lists(value: object) -> object:
+    """Tuples as lists, which is how YAML writes them."""
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
