@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from runtime.rundir import METRICS
 
@@ -23,12 +24,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path) -> None:
         self._stream: IO[str] = open(folder / METRICS, "a")  # noqa: SIM115
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board: SummaryWriter | None = SummaryWriter(str(folder))
-        except ImportError:
-            self._board = None
+        self._board = _board(folder)
+        if self._board is None:
             log.warning("no TensorBoard events: pip install 'moco-transfer[logging]'")
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
@@ -51,6 +48,25 @@ class MetricsWriter:
         self._stream.close()
         if self._board is not None:
             self._board.close()
+
+
+def write_images(folder: Path, images: Mapping[str, Any], iteration: int) -> None:
+    """Images (name: uint8 array 3 x H x W, RGB) of ``iteration`` to TensorBoard, if it is there."""
+    board = _board(folder)
+    if board is None:
+        return
+    for name, image in images.items():
+        board.add_image(name, image, iteration)
+    board.close()
+
+
+def _board(folder: Path) -> Any:
+    """A writer of TensorBoard events, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
 
 
 class Progress:

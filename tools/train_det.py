@@ -20,7 +20,8 @@ EXAMPLE = """example:
 
 def main(args: argparse.Namespace) -> None:
     job = job_from(args, args.weights)
-    finetune(replace(job, seed=args.seed, resume=args.resume, eval_only=args.eval_only))
+    names = ("seed", "resume", "eval_only", "visualize")
+    finetune(replace(job, **{name: getattr(args, name) for name in names}))
 
 
 if __name__ == "__main__":
@@ -33,6 +34,13 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=None, help="default: the recipe's SEED")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate model_final.pth")
+    parser.add_argument(
+        "--visualize",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after the evaluation draw N test images, ground truth beside detections",
+    )
     add_run_options(parser)
     add_launch_options(parser)
     sys.exit(exit_code_of_launch(main, parser.parse_args()))

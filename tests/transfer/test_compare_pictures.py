@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfer.compare.pictures import WIDTH, choose, panels
+from transfer.compare.pictures import WIDTH, panels
 
 CLASSES = ("cat", "dog")
 
@@ -59,11 +59,3 @@ def test_caption_says_which_detections_are_drawn(record, detections, caption, al
     truth, panel = panels(record, CLASSES, {"moco": detections})
     assert (truth.caption, truth.alt) == ("1 boxes", "ground truth: 1 dog")
     assert (panel.caption, panel.alt) == (caption, alt)
-
-
-def test_images_are_chosen_at_even_distances_among_annotated_ones():
-    records = [{"image_id": k, "annotations": [1] * (k % 2)} for k in range(80)]
-    assert [record["image_id"] for record in choose(records)] == [11, 31, 51, 71]
-    assert [record["image_id"] for record in choose(records[:4])] == [1, 3]
-    assert choose([]) == []
-    assert len(choose([{"image_id": 0}, {"image_id": 1}])) == 2

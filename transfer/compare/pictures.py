@@ -6,18 +6,16 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from transfer.compare.untrusted import clean
+from transfer.view.draw import FONT
 
 MIN_SCORE = 0.5
 TOP = 3
 WIDTH = 400  # pixels of a drawn picture
-_FONT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 _COLOURS = ("#00B8FF", "#FFD000", "#FF4F9A", "#3DDC55", "#FF8A1F", "#B98CFF", "#E8E8E8")
 Record = dict[str, Any]
 Detections = Mapping[str, list[Record]]  # image id -> detections, best first
@@ -52,13 +50,6 @@ class Panel:
     jpeg: bytes
     caption: str
     alt: str
-
-
-def choose(records: Sequence[Record], count: int = 4) -> list[Record]:
-    """Annotated images at even distances through the data set: no look at any result."""
-    annotated = [record for record in records if record.get("annotations")] or list(records)
-    count = min(count, len(annotated))
-    return [annotated[(2 * k + 1) * len(annotated) // (2 * count)] for k in range(count)]
 
 
 def panels(
@@ -115,7 +106,7 @@ def _draw(image: Image.Image, boxes: Sequence[Box], classes: Sequence[str]) -> b
     scale = WIDTH / image.width
     canvas = image.resize((WIDTH, max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.truetype(str(_FONT), 12)
+    font = ImageFont.truetype(FONT, 12)
     for box in reversed(boxes):
         left, top, right, bottom = (scale * value for value in box.xyxy)
         colour = _COLOURS[box.category % len(_COLOURS)]

@@ -15,7 +15,7 @@ from transfer.compare import fairness, table
 from transfer.compare.arms import is_valid_name
 from transfer.compare.figures import Curve
 from transfer.compare.headline import headline, main_metrics
-from transfer.compare.pictures import Detections, Images, Panel, choose, panels
+from transfer.compare.pictures import Detections, Images, Panel, panels
 from transfer.compare.plots import LOSS, ap_plot, curve_plots
 from transfer.compare.report import Content, render
 from transfer.compare.runs import (
@@ -27,6 +27,9 @@ from transfer.compare.runs import (
 )
 from transfer.compare.statistics import arm_names, compare_arms, metric_names
 from transfer.compare.untrusted import clean
+from transfer.view.pictures import choose
+
+PICTURES = 4  # test images in the report
 
 
 def summarise(
@@ -142,7 +145,7 @@ def _pictures(
         if detections[arm] is None:
             notes.append(f"Arm {clean(arm)} seed {first['seed']} saved no detections to draw.")
     drawn = []
-    for record in choose(dataset.records):
+    for record in choose(dataset.records, PICTURES):
         name = Path(record["file_name"]).name
         try:
             drawn.append((name, panels(record, dataset.classes, detections)))

@@ -22,6 +22,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_QUARTER_TURNS = (5, 6, 7, 8)  # height and width change places
 
 
 def read_image(record: Record, mode: str) -> Image.Image:
@@ -58,6 +59,16 @@ def colour_planes(pixels: npt.NDArray[np.uint8], reverse: bool) -> torch.Tensor:
     return torch.from_numpy(planes)
 
 
+def upright_size(path: str) -> tuple[int, int]:
+    """Height and width after the Exif rotation, read from the header; InputError as above."""
+    try:
+        with Image.open(path, formats=_DECODERS) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
+    except Exception as error:
+        raise InputError(f"cannot read image {path}: {error}") from error
+
+
 def _wrong_size(path: str, found: tuple[int, int], expected: tuple[int, int]) -> InputError:
     return InputError(
         f"image {path} is {found[0]} x {found[1]}, its annotation says "
@@ -66,8 +77,12 @@ def _wrong_size(path: str, found: tuple[int, int], expected: tuple[int, int]) ->
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # cameras write damaged Exif blocks; the pixels are good, as Detectron2 holds
-        orientation = None
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # cameras write damaged Exif blocks; the pixels are good, as Detectron2 holds
+        return None

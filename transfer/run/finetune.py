@@ -16,13 +16,12 @@ from torch import nn
 from convert.backbone_file import Backbone, read_backbone
 from convert.reading import read_checkpoint
 from runtime import rundir
-from runtime.config import dump, get
+from runtime.config import dump
 from runtime.distributed import barrier, from_main, is_main, rank, world_size
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.metrics import MetricsWriter, set_up_logging
 from runtime.versions import versions
-from runtime.yaml_file import read_recipe
 from transfer.data.catalog import training_records
 from transfer.data.loader import build_train_loader
 from transfer.engines.base import Batch, Engine, Metrics, Predictor, Training, flatten
@@ -34,13 +33,14 @@ from transfer.run.evaluate import evaluate
 from transfer.run.job import RANDOM, Job
 from transfer.run.resolve import (
     BEGUN,
-    CONVENTIONS,
     Resolved,
     amp_dtype,
+    check_detector_conventions,
     initial_weights_seed,
     resolve,
 )
 from transfer.run.segments import Segments, changes, check_processes, continued, is_evaluation
+from transfer.run.visualize import show_first_batch, visualize
 from transfer.run.weights import load_backbone, load_detector
 
 log = logging.getLogger("moco")
@@ -95,6 +95,7 @@ class _Run:
     load_report: dict[str, Any] | None = None  # kept in run.json, for a resumed run
     segments: Segments = field(default_factory=list)  # kept there, too
     metrics: Metrics = field(default_factory=dict)
+    predictor: Predictor | None = None  # that was evaluated last
 
     def check(self) -> None:
         """Refuse data and weights that do not fit, before anything is written.
@@ -151,6 +152,7 @@ class _Run:
         content = self._identity() | {
             "load_report": self.load_report,
             "segments": self.segments,
+            "classes": self.resolved.train[0].classes,  # a checkpoint has their number only
         }
         write_text(self.output / BEGUN, json.dumps(content, indent=1))
 
@@ -166,7 +168,7 @@ class _Run:
         torch.manual_seed(initial_weights_seed(cfg.SEED))
         if self.job.eval_only:
             model = self.engine.build_model(cfg)
-            self._check_conventions()
+            check_detector_conventions(cfg, self.job.weights)
             self.load_report = load_detector(model, self.job.weights).to_dict()
             self._evaluate(self.engine.predictor(model))
         else:
@@ -176,22 +178,14 @@ class _Run:
             name = "results_eval_only.json" if self.job.eval_only else RESULTS
             write_text(self.output / name, json.dumps(content, indent=1))
             log.info("results: %s", self.output / name)
+            self._visualize()
         return content
 
-    def _check_conventions(self) -> None:
-        """A detector's file does not say its conventions, but the run that made it does."""
-        beside = Path(self.job.weights).parent / "config.yaml"
-        if not beside.exists():
-            log.info("no %s: the conventions are taken from the recipe", beside)
-            return
-        trained = read_recipe(beside)
-        for key in sorted(CONVENTIONS):
-            here, there = get(self.resolved.cfg, key), get(trained, key)
-            if there is not None and there != here:
-                raise InputError(
-                    f"{self.job.weights} was trained with {key} {there!r} ({beside}), but the "
-                    f"recipe says {here!r}: override {key}"
-                )
+    def _visualize(self) -> None:
+        cfg, count = self.resolved.cfg, self.job.visualize
+        if count and self.predictor:
+            last = cfg.SOLVER.MAX_ITER - 1
+            visualize(cfg, self.resolved.test[0], self.predictor, self.output, count, last)
 
     def _train(self) -> None:
         cfg, records = self.resolved.cfg, self.records
@@ -255,8 +249,12 @@ class _Run:
         if is_main():
             report.log()
             self._write_begun()
+            cfg = self.resolved.cfg
+            first = build_train_loader(cfg, self.records, 0, world_size(), num_workers=0)
+            show_first_batch(cfg, self.resolved.train[0], next(iter(first)), self.output)
 
     def _evaluate(self, predict: Predictor) -> Metrics:
+        self.predictor = predict
         cfg, test, metric = self.resolved.cfg, self.resolved.test, self.job.options.voc_metric
         self.metrics = evaluate(cfg, test, predict, self.output, metric)
         return self.metrics

@@ -40,6 +40,7 @@ class Job:
         overrides: KEY VALUE pairs.
         output: run folder; None for the recipe's OUTPUT_DIR.
         arm: name in a comparison.
+        visualize: test images to draw after the evaluation, ground truth beside detections.
     """
 
     recipe: str
@@ -53,4 +54,5 @@ class Job:
     resume: bool = False
     eval_only: bool = False
     arm: str | None = None
+    visualize: int = 0
     options: Options = field(default_factory=Options)

@@ -89,8 +89,7 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
         cfg.OUTPUT_DIR = str(job.output)
     if cfg.SEED < 0:
         cfg.SEED = from_main(_seed_left_open(Path(cfg.OUTPUT_DIR) / BEGUN, job.resume))
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        cfg.MODEL.DEVICE = "cpu"
+    use_what_there_is(cfg)
     reasons = _apply_depth(cfg, stated)
     if conventions is not None:
         _apply_conventions(cfg, conventions, stated)
@@ -107,6 +106,31 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     _check_test_sets(test, job.options.voc_metric)
     deviations = _deviations(original, cfg, stated, reasons)
     return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test)
+
+
+def use_what_there_is(cfg: CfgNode) -> None:
+    """The CPU instead of a GPU on a machine without one."""
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def check_detector_conventions(cfg: CfgNode, weights: str) -> None:
+    """A detector's file does not say its conventions, but the run that made it does.
+
+    InputError where ``config.yaml`` beside ``weights`` contradicts the recipe.
+    """
+    beside = Path(weights).parent / "config.yaml"
+    if not beside.exists():
+        log.info("no %s: the conventions are taken from the recipe", beside)
+        return
+    trained = read_recipe(beside)
+    for key in sorted(CONVENTIONS):
+        here, there = get(cfg, key), get(trained, key)
+        if there is not None and there != here:
+            raise InputError(
+                f"{weights} was trained with {key} {there!r} ({beside}), but the "
+                f"recipe says {here!r}: override {key}"
+            )
 
 
 def _seed_left_open(begun: Path, resume: bool) -> int:
@@ -175,11 +199,7 @@ def _apply_data(
     for dataset in (*train, *test):
         for note in dataset.metadata.get("notes", ()):
             log.info("%s: %s", dataset.name, note)
-        if dataset.classes != first.classes:
-            raise InputError(
-                f"{dataset.name} and {first.name} have different classes: "
-                f"{', '.join(dataset.classes)} against {', '.join(first.classes)}"
-            )
+    check_classes((*train, *test))
     count = len(first.classes)
     if count != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         if "MODEL.ROI_HEADS.NUM_CLASSES" in stated and not custom:
@@ -203,6 +223,16 @@ def _apply_keypoints(cfg: CfgNode, datasets: tuple[Dataset, ...], stated: bool) 
             f"{datasets[0].name} has {count} keypoints"
         )
     head.NUM_KEYPOINTS = count
+
+
+def check_classes(datasets: Sequence[Dataset]) -> None:
+    """InputError where the data sets have not all the same classes in the same order."""
+    for dataset in datasets[1:]:
+        if dataset.classes != datasets[0].classes:
+            raise InputError(
+                f"{dataset.name} and {datasets[0].name} have different classes: "
+                f"{', '.join(dataset.classes)} against {', '.join(datasets[0].classes)}"
+            )
 
 
 def _check_steps(cfg: CfgNode, options: Options) -> None:
