@@ -12,6 +12,7 @@ sys.path[0] = str(ROOT)
 from runtime.launch import add_launch_options, exit_code_of_launch
 from transfer.run.cli import add_run_options, job_from
 from transfer.run.finetune import finetune
+from transfer.run.sanity import sanity
 
 EXAMPLE = """example:
   python tools/train_det.py --config transfer/voc_R50_C4.yaml --weights moco.pkl \\
@@ -20,6 +21,8 @@ EXAMPLE = """example:
 
 def main(args: argparse.Namespace) -> None:
     job = job_from(args, args.weights)
+    if args.sanity:
+        sys.exit(0 if sanity(job) else 1)
     names = ("seed", "resume", "eval_only", "visualize")
     finetune(replace(job, **{name: getattr(args, name) for name in names}))
 
@@ -40,6 +43,14 @@ if __name__ == "__main__":
         default=0,
         metavar="N",
         help="after the evaluation draw N test images, ground truth beside detections",
+    )
+    parser.add_argument(
+        "--sanity",
+        action="store_true",
+        help="instead of a run learn two small training images by heart, which takes minutes on a "
+        "CPU and writes nothing; exit code 1 and the likeliest reason where that fails. It tests "
+        "that model, weights, data reading and losses fit together; it cannot see wrong labels "
+        "(they are learnt as well), and tests neither the learning rate nor the augmentation",
     )
     add_run_options(parser)
     add_launch_options(parser)

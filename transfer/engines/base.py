@@ -83,6 +83,9 @@ class Engine(Protocol):
     def build_model(self, cfg: CfgNode) -> nn.Module:
         """The detector with Detectron2's parameter names, on MODEL.DEVICE, weights random."""
 
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """One pass of a model in training mode: its losses by name, scalars with a gradient."""
+
     def predictor(self, model: nn.Module) -> Predictor:
         """Batches of samples → detections, in evaluation mode, without gradient."""
 

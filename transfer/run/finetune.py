@@ -55,7 +55,7 @@ def finetune(job: Job) -> dict[str, Any]:
     """
     set_up_logging(None, is_main())
     engine, reason = select_engine(job.engine)
-    backbone = _backbone(job)
+    backbone = starting_weights(job)
     resolved = resolve(engine, job, backbone.conventions if backbone else None)
     run = _Run(job, engine, reason, resolved, backbone)
     run.check()
@@ -70,7 +70,7 @@ def finetune(job: Job) -> dict[str, Any]:
         return run.go()
 
 
-def _backbone(job: Job) -> Backbone | None:
+def starting_weights(job: Job) -> Backbone | None:
     """The weights to start from, read and checked; None for the random arm and for evaluation."""
     if not job.weights:
         raise InputError(

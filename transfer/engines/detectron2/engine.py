@@ -19,10 +19,10 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.modeling import build_model
-from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
 from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.distributed import data_parallel, is_main
 from runtime.errors import InputError
@@ -67,6 +67,11 @@ class Detectron2Engine:
     def build_model(self, cfg: CfgNode) -> nn.Module:
         """Detectron2's detector, its SyncBN made to work on CPUs."""
         return synchronise_on_cpu(build_model(cfg))
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Detectron2's model with the storage that it notes its figures in."""
+        with EventStorage():
+            return model([to_instances(sample) for sample in batch])
 
     def predictor(self, model: nn.Module) -> Predictor:
         """Detectron2's outputs in the shared form."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.memory import keep_freed_memory
 from transfer.engines.base import Batch, Detections, Predictor, Training, evaluating
@@ -36,6 +36,10 @@ class EmbeddedEngine:
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
         return synchronise_on_cpu(build_model(cfg))
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The model itself."""
+        return model(batch)
 
     def predictor(self, model: nn.Module) -> Predictor:
         """The model itself: samples and detections are its own forms."""
