@@ -78,6 +78,8 @@ def test_names_of_other_styles() -> None:
         ([{"keypoints": "nose"}], "must be a list of names"),
         ([{"keypoints": ["a", "a"]}], "same name"),
         ([{"keypoints": ["a"]}, {"keypoints": ["b"]}], "must have the same"),
+        ([{"keypoints": ["a", "b"], "skeleton": [[0, 1]]}], "numbers from 1"),
+        ([{"keypoints": ["a", "b"], "skeleton": [[1, 3]]}], "numbers from 1"),
     ],
 )
 def test_wrong_names(categories, message: str) -> None:

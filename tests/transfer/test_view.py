@@ -17,6 +17,7 @@ from transfer.view.pictures import (
     choose,
     grid,
     rgb,
+    skeleton,
     training_batch,
     truth,
     truth_and_detections,
@@ -71,6 +72,20 @@ def test_masks_and_keypoints_are_drawn_where_they_are() -> None:
     assert not changed[30:50, 60:].any()
 
 
+def test_keypoints_are_joined_as_the_files_skeleton_says() -> None:
+    names = {"names": ("a", "b", "c"), "flip": (), "skeleton": [[1, 3]]}
+    annotation = {"bbox": [0.0, 0, 120, 100], "bbox_mode": XYWH, "category_id": 0, "iscrowd": 0}
+    points = [20.5, 50.5, 2.0, 20.5, 90.5, 2.0, 100.5, 50.5, 1.0]
+    record = {"height": 100, "width": 120, "annotations": [{**annotation, "keypoints": points}]}
+    data = Dataset("d", [record], CLASSES, "coco", {"keypoints": names})
+    real = truth(record, data)
+    assert real["keypoints"].flatten().tolist() == points
+    assert skeleton(data) == [(0, 2)]
+    changed = (draw(GREY, real, CLASSES, skeleton(data)) != GREY).any(dim=0)
+    assert changed[50, 20:100].all()  # from a to c
+    assert not changed[60:80, 20].any()  # and not to b
+
+
 def test_the_surest_detection_lies_on_top() -> None:
     boxes = torch.tensor([[10.0, 20, 50, 90], [10, 20, 50, 90]])
     found = {"boxes": boxes, "classes": torch.tensor([0, 1]), "scores": torch.tensor([0.4, 0.9])}
@@ -94,7 +109,7 @@ def test_where_masks_overlap_the_upper_one_is_seen() -> None:
 
 def test_truth_has_the_masks_of_pycocotools_and_no_crowd(data: Dataset) -> None:
     record = data.records[0]
-    real = truth(record)
+    real = truth(record, data)
     assert real["classes"].tolist() == [0, 1]
     assert real["boxes"].tolist() == [[10, 10, 40, 50], [50, 20, 70, 40]]
     for mask, annotation in zip(real["masks"], record["annotations"], strict=False):

@@ -35,6 +35,12 @@ def read_keypoint_names(categories: list[dict[str, Any]], path: str) -> dict[str
         raise InputError(f"{path}: all categories with keypoints must have the same ones")
     flip = [(a, b) for a in names if (b := _other_side(a, "left")) in names]
     skeleton = with_names[0].get("skeleton", [])
+    numbers = range(1, len(names) + 1)
+    if not isinstance(skeleton, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(n in numbers for n in pair)
+        for pair in skeleton
+    ):
+        raise InputError(f"{path}: 'skeleton' must pair keypoints by their numbers from 1")
     return {"names": tuple(names), "flip": tuple(flip), "skeleton": skeleton}
 
 

@@ -39,7 +39,7 @@ def draw(
     ``objects`` are detections or ground truth on the CPU, in pixels of ``image``: ``boxes`` (float
     N x 4, XYXY), ``classes`` (int64 N) and, where there are any, ``scores`` (N), ``masks`` (bool
     N x H x W) and ``keypoints`` (N x K x 3, with x, y, and visibility or score). ``skeleton`` pairs
-    keypoints to join. The object of the highest score is drawn last, on top.
+    keypoints, from 0, to join. The object of the highest score is drawn last, on top.
     """
     count = len(objects["classes"])
     if not count:
@@ -84,11 +84,10 @@ def _labels(numbers: list[int], scores: Tensor | None, classes: Sequence[str]) -
 def _keypoints(
     image: Tensor, points: Tensor, ink: Any, skeleton: Sequence[tuple[int, int]]
 ) -> Tensor:
-    joints = [(int(a), int(b)) for a, b in skeleton]
     return draw_keypoints(
         image,
         points[None, :, :2],
-        connectivity=joints or None,
+        connectivity=list(skeleton) or None,
         colors=ink,
         radius=2,
         width=2,

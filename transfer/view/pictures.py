@@ -34,13 +34,15 @@ def rgb(record: Record) -> Tensor:
     return torch.from_numpy(np.array(read_image(record, "RGB")).transpose(2, 0, 1))
 
 
-def truth(record: Record) -> Objects:
-    """The annotated objects of ``record`` in pixels of its image, without crowds."""
+def truth(record: Record, data: Dataset) -> Objects:
+    """The annotated objects of ``record`` (of ``data``) in pixels of its image, without crowds."""
     annotations = [a for a in record["annotations"] if not a["iscrowd"]]
     masks = bool(annotations) and all("segmentation" in a for a in annotations)
     size = (record["height"], record["width"])
     same = Geometry(size, size, "none")
-    return _objects(build_targets(annotations, same, "bitmask" if masks else None), size)
+    names = data.metadata.get("keypoints", {}).get("names")
+    flip = range(len(names)) if names else None  # nothing is flipped here
+    return _objects(build_targets(annotations, same, "bitmask" if masks else None, flip), size)
 
 
 def _objects(targets: dict[str, Any], size: tuple[int, int]) -> Objects:
@@ -75,7 +77,7 @@ def truth_and_detections(
     record: Record, found: dict[str, Tensor], data: Dataset, threshold: float
 ) -> Tensor:
     """Ground truth left, the detections of at least ``threshold`` right, each under its title."""
-    image, real, sure = rgb(record), truth(record), above(found, threshold)
+    image, real, sure = rgb(record), truth(record, data), above(found, threshold)
     pairs = (
         (f"ground truth: {len(real['classes'])}", real),
         (f"detections with score ≥ {threshold:g}: {len(sure['classes'])}", sure),
@@ -84,10 +86,10 @@ def truth_and_detections(
     return grid(drawn, columns=2)
 
 
-def skeleton(data: Dataset) -> Sequence[tuple[int, int]]:
-    """Pairs of keypoints to join with a line; none for data without keypoints."""
-    pairs: Sequence[tuple[int, int]] = data.metadata.get("keypoints", {}).get("skeleton", ())
-    return pairs
+def skeleton(data: Dataset) -> list[tuple[int, int]]:
+    """Pairs of keypoints, from 0, to join with a line; none for data without keypoints."""
+    pairs = data.metadata.get("keypoints", {}).get("skeleton", ())
+    return [(a - 1, b - 1) for a, b in pairs]
 
 
 def titled(image: Tensor, text: str) -> Tensor:
