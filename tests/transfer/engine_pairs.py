@@ -13,7 +13,7 @@ from parity_page import PAGE
 from convert.to_detectron2 import convert_file
 from pretrain.encoder import build_encoder
 from transfer.run.finetune import finetune
-from transfer.run.job import Job
+from transfer.run.job import Job, Options
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -57,6 +57,7 @@ def run_both(
                 engine=engine,
                 seed=3,
                 output=str(folder / engine),
+                options=Options(allow_deviation=True),
             )
         )
     ours, theirs = runs["embedded"], runs["detectron2"]
