@@ -36,8 +36,8 @@ def _facts(recipes: str, source: str, **values: Any) -> list[Fact]:
     return [Fact(names, key.replace("__", "."), value, source) for key, value in values.items()]
 
 
-ALL = "voc coco lvis cityscapes custom"
-PUBLISHED = "voc coco lvis"
+ALL = "voc coco lvis cityscapes keypoint custom"
+PUBLISHED = "voc coco lvis keypoint"
 FACTS: list[Fact] = [
     *_facts(
         ALL,
@@ -105,7 +105,6 @@ FACTS: list[Fact] = [
         MODEL__RPN__IN_FEATURES=["p2", "p3", "p4", "p5", "p6"],
         MODEL__RPN__PRE_NMS_TOPK_TRAIN=2000,
         MODEL__RPN__PRE_NMS_TOPK_TEST=1000,
-        MODEL__RPN__POST_NMS_TOPK_TRAIN=1000,
         MODEL__RPN__POST_NMS_TOPK_TEST=1000,
         MODEL__ROI_HEADS__NAME="StandardROIHeads",
         MODEL__ROI_HEADS__IN_FEATURES=["p2", "p3", "p4", "p5"],
@@ -114,6 +113,11 @@ FACTS: list[Fact] = [
         MODEL__ROI_MASK_HEAD__NAME="MaskRCNNConvUpsampleHead",
         MODEL__ROI_MASK_HEAD__NUM_CONV=4,
         MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION=14,
+    ),
+    *_facts(
+        "coco_R50_FPN lvis cityscapes custom_R50_FPN custom_R18",
+        f"{D2}, Base-RCNN-FPN.yaml",
+        MODEL__RPN__POST_NMS_TOPK_TRAIN=1000,
     ),
     *_facts(
         "FPN_1x! FPN_2x! FPN_6x! FPN_12k! cityscapes custom_R50_FPN custom_R18",
@@ -234,6 +238,25 @@ FACTS: list[Fact] = [
         SOLVER__WARMUP_ITERS=1000,
         TEST__EVAL_PERIOD=8000,
     ),
+    *_facts(
+        "keypoint",
+        f"{D2}, Base-Keypoint-RCNN-FPN.yaml",
+        MODEL__ROI_HEADS__NUM_CLASSES=1,
+        MODEL__ROI_BOX_HEAD__SMOOTH_L1_BETA=0.5,
+        MODEL__RPN__POST_NMS_TOPK_TRAIN=1500,
+        INPUT__MIN_SIZE_TRAIN=COCO_SIZES,
+        INPUT__MIN_SIZE_TEST=800,
+        SOLVER__WARMUP_ITERS=1000,
+    ),
+    *_facts(
+        "keypoint",
+        f"{PAPER}, appendix A.2; milestones: {DETCO}",
+        MODEL__KEYPOINT_ON=True,
+        DATASETS__TRAIN=("keypoints_coco_2017_train",),
+        DATASETS__TEST=("keypoints_coco_2017_val",),
+        SOLVER__MAX_ITER=180000,
+        SOLVER__STEPS=(120000, 160000),
+    ),
 ]
 
 # AP of random / supervised / MoCo v1 (IN-1M) initialisation; box, then mask where it is measured.
@@ -265,6 +288,7 @@ FIGURES: dict[str, tuple[str, str]] = {
         f"{PAPER}, table 6 and LVIS ablation; 24.4 supervised with frozen BN",
     ),
     "cityscapes_R50_FPN": ("mask 25.4 / 32.9 / 32.3", f"{PAPER}, table 6"),
+    "keypoint_R50_FPN_2x": ("keypoints 65.9 / 65.8 / 66.8", f"{PAPER}, table 6"),
 }
 
 
