@@ -39,6 +39,7 @@ RUNNABLE = {  # pattern → number of files
     "COCO-InstanceSegmentation/mask_rcnn_*.yaml": 11,
     "COCO-Keypoints/keypoint_rcnn_*.yaml": 4,
     "Cityscapes/mask_rcnn_R_50_FPN.yaml": 1,
+    "LVISv*-InstanceSegmentation/mask_rcnn_*_FPN_1x.yaml": 6,
     "Misc/*mask_rcnn_R_50_FPN_?x_gn.yaml": 3,
     "Misc/*mask_rcnn_R_50_FPN_?x_syncbn.yaml": 2,
     "Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml": 1,
