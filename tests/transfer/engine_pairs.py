@@ -86,4 +86,4 @@ def detections(run: Path) -> list[dict[str, Any]]:
 
 def _last_loss(run: Path) -> float:
     rows = [json.loads(line) for line in (run / "metrics.json").open()]
-    return next(row["total_loss"] for row in reversed(rows) if row.get("iteration") == 3)
+    return next(row["total_loss"] for row in reversed(rows) if "total_loss" in row)
