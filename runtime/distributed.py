@@ -69,6 +69,11 @@ def barrier() -> None:
         dist.barrier()
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model that :func:`data_parallel` was given, with its own parameter names."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def data_parallel(model: nn.Module) -> nn.Module:
     """``model`` with its gradients averaged over the processes; itself for one process.
 

@@ -14,9 +14,8 @@ def keep_freed_memory() -> bool:
 
     By default each block of more than 32 MB, and many a smaller one, is mapped anew, and the
     system fills it with zeros page by page. A training step or an image needs the same sizes as
-    the last one: keeping its blocks saves that, 5 to 10 % of a step on a CPU and a quarter of the
-    decoding of an image. Peak memory grew by at most 7 % in fine-tuning; it is held until the
-    process ends.
+    the last one: keeping its blocks saves that, up to about 8 % of a step on a CPU. Peak memory
+    grew by at most 7 % in fine-tuning; it is held until the process ends.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

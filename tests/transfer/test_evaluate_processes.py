@@ -39,7 +39,8 @@ def run(data: str, output: Path) -> dict[str, Any]:
             dataset.records, detect_keypoints(dataset.records, len(NAMES)), strict=True
         )
     }
-    return evaluate(cfg, [dataset], lambda batch: [found[s["image_id"]] for s in batch], output)
+    predict = lambda batch: [found[s["image_id"]] for s in batch]  # noqa: E731
+    return evaluate(cfg, [dataset], predict, output)[0]
 
 
 def worker(rank: int, data: str, folder: str) -> None:

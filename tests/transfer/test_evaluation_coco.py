@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from data_synthetic import SHARED, needs_shared, random_coco, random_detections
-from pycocotools import mask as mask_util
+from evaluation_reference import results_of, score
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -22,13 +22,6 @@ from transfer.evaluation import build_evaluator
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
 
-def score(dataset, detections):
-    evaluator = build_evaluator(dataset)
-    for record, found in zip(dataset.records, detections, strict=True):
-        evaluator.process([record], [found])
-    return evaluator.evaluate()
-
-
 def reference(dataset, detections, task):
     """pycocotools on the file as it is, annotation ids moved from 0."""
     content = json.loads(Path(dataset.metadata["json_file"]).read_text())
@@ -37,20 +30,7 @@ def reference(dataset, detections, task):
     truth = COCO()
     truth.dataset = content
     truth.createIndex()
-    results = []
-    for record, found in zip(dataset.records, detections, strict=True):
-        for i, box in enumerate(found["boxes"].numpy()):
-            result = {
-                "image_id": record["image_id"],
-                "category_id": dataset.metadata["category_ids"][int(found["classes"][i])],
-                "score": float(found["scores"][i]),
-            }
-            if task == "bbox":
-                result["bbox"] = [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
-            else:
-                mask = np.asfortranarray(found["masks"][i].numpy().astype(np.uint8))
-                result["segmentation"] = mask_util.encode(mask)
-            results.append(result)
+    results = results_of(dataset, detections, task)
     run = COCOeval(truth, truth.loadRes(results), task)
     run.evaluate()
     run.accumulate()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from data_synthetic import SHARED, needs_shared, random_detections, random_lvis
+from evaluation_reference import results_of, score
 from lvis import LVIS, LVISEval, LVISResults
-from pycocotools import mask as mask_util
 
 import transfer.evaluation.lvis as ours
 from runtime.errors import InputError
@@ -22,30 +22,10 @@ from transfer.evaluation import build_evaluator
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
 
 
-def score(dataset, detections):
-    evaluator = build_evaluator(dataset)
-    for record, found in zip(dataset.records, detections, strict=True):
-        evaluator.process([record], [found])
-    return evaluator.evaluate()
-
-
 def reference(dataset, detections, task, monkeypatch):
     """The lvis package, called as Detectron2 does."""
     monkeypatch.setattr(np, "float", float, raising=False)  # of numpy 1, which the package uses
-    results = []
-    for record, found in zip(dataset.records, detections, strict=True):
-        for i, box in enumerate(found["boxes"].numpy()):
-            result = {
-                "image_id": record["image_id"],
-                "category_id": dataset.metadata["category_ids"][int(found["classes"][i])],
-                "score": float(found["scores"][i]),
-            }
-            if task == "bbox":
-                result["bbox"] = [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
-            else:
-                mask = np.asfortranarray(found["masks"][i].numpy().astype(np.uint8))
-                result["segmentation"] = mask_util.encode(mask)
-            results.append(result)
+    results = results_of(dataset, detections, task)
     truth = LVIS(dataset.metadata["json_file"])
     run = LVISEval(truth, LVISResults(truth, results, max_dets=300), task)
     run.run()

@@ -17,26 +17,12 @@ from transfer.run.job import Job, Options
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    tiny.write_voc(folder / "voc", train=2, test=1)
-    tiny.write_backbone(folder / "backbone.pkl")
-    tiny.write_recipe(folder / "recipe.yaml", ROOT)
-    return folder
+    return tiny.write_world(tmp_path_factory.mktemp("world"), ROOT, train=2, test=1)
 
 
 def job(world: Path, output: Path, *overrides: str, **changes: object) -> Job:
-    quick = ["SOLVER.MAX_ITER", "1", "TEST.PRECISE_BN.ENABLED", "False"]
-    options = {
-        "recipe": str(world / "recipe.yaml"),
-        "weights": str(world / "backbone.pkl"),
-        "train_data": [f"voc:{world / 'voc'}:train"],
-        "test_data": [f"voc:{world / 'voc'}:test"],
-        "engine": "embedded",
-        "seed": 1,
-        "output": str(output),
-        "overrides": [*quick, *overrides],
-    }
-    return Job(**(options | changes))
+    quick = ("SOLVER.MAX_ITER", "1", "TEST.PRECISE_BN.ENABLED", "False")
+    return tiny.job(world, output, *quick, *overrides, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from tiny import job
 
 from convert.backbone_file import Backbone, read_backbone
 from convert.backbone_file import write_backbone as write_pkl
@@ -21,31 +22,12 @@ from transfer.engines.embedded import build_model
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_cfg
 from transfer.run.finetune import finetune
-from transfer.run.job import Job
 from transfer.run.weights import load_backbone
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    tiny.write_voc(folder / "voc")
-    tiny.write_backbone(folder / "backbone.pkl")
-    tiny.write_recipe(folder / "recipe.yaml", ROOT)
-    return folder
-
-
-def job(world: Path, output: Path, *overrides: str, **changes: object) -> Job:
-    options = {
-        "recipe": str(world / "recipe.yaml"),
-        "weights": str(world / "backbone.pkl"),
-        "train_data": [f"voc:{world / 'voc'}:train"],
-        "test_data": [f"voc:{world / 'voc'}:test"],
-        "engine": "embedded",
-        "seed": 1,
-        "output": str(output),
-        "overrides": overrides,
-    }
-    return Job(**(options | changes))
+    return tiny.write_world(tmp_path_factory.mktemp("world"), ROOT)
 
 
 def model_of(world: Path) -> torch.nn.Module:

@@ -19,25 +19,12 @@ from transfer.run.resolve import Resolved, resolve
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    tiny.write_voc(folder / "voc")
-    tiny.write_backbone(folder / "backbone.pkl")
-    tiny.write_recipe(folder / "recipe.yaml", ROOT)
-    return folder
+    return tiny.write_world(tmp_path_factory.mktemp("world"), ROOT)
 
 
 def job(world: Path, *overrides: str, weights: str = "random", **options: object) -> Job:
-    return Job(
-        recipe=str(world / "recipe.yaml"),
-        weights=weights,
-        overrides=overrides,
-        train_data=[f"voc:{world / 'voc'}:train"],
-        test_data=[f"voc:{world / 'voc'}:test"],
-        engine="embedded",
-        seed=0,
-        output=str(world / "run"),
-        options=Options(**options),
-    )
+    options = {"weights": weights, "options": Options(**options)}
+    return tiny.job(world, world / "run", *overrides, **options)
 
 
 def resolved(world: Path, *overrides: str, **options: object) -> Resolved:

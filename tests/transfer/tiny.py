@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from convert.to_detectron2 import convert_file
 from pretrain.encoder import build_encoder
+from transfer.run.job import Job
 
 ARCH = "resnet18w0.125x"
 RECIPE = {
@@ -26,6 +28,29 @@ RECIPE = {
     "SOLVER": {"IMS_PER_BATCH": 2, "BASE_LR": 0.01, "STEPS": [4], "MAX_ITER": 6},
     "TEST": {"PRECISE_BN": {"ENABLED": True, "NUM_ITER": 2}},
 }
+
+
+def write_world(folder: Path, root: Path, train: int = 6, test: int = 2) -> Path:
+    """``folder`` with all that a run needs: ``voc``, ``backbone.pkl`` and ``recipe.yaml``."""
+    write_voc(folder / "voc", train, test)
+    write_backbone(folder / "backbone.pkl")
+    write_recipe(folder / "recipe.yaml", root)
+    return folder
+
+
+def job(world: Path, output: Path, *overrides: str, **changes: Any) -> Job:
+    """A run of the embedded engine in that world."""
+    options: dict[str, Any] = {
+        "recipe": str(world / "recipe.yaml"),
+        "weights": str(world / "backbone.pkl"),
+        "train_data": [f"voc:{world / 'voc'}:train"],
+        "test_data": [f"voc:{world / 'voc'}:test"],
+        "engine": "embedded",
+        "seed": 1,
+        "output": str(output),
+        "overrides": overrides,
+    }
+    return Job(**(options | changes))
 
 
 def write_voc(folder: Path, train: int = 6, test: int = 2) -> None:

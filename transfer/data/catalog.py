@@ -18,7 +18,7 @@ from transfer.data.lvis import load_lvis
 from transfer.data.masks import require_masks
 from transfer.data.voc import VOC_CLASSES, load_voc
 
-__all__ = ["FORMS", "Dataset", "get_dataset", "training_records"]
+__all__ = ["FORMS", "Dataset", "check_classes", "get_dataset", "training_records"]
 
 _VOC_SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}
 _COCO_SPLITS = {  # name -> (images below coco/, end of the annotation file's name)
@@ -97,6 +97,16 @@ def _built_in(name: str) -> Dataset:
     )
 
 
+def check_classes(datasets: Sequence[Dataset]) -> None:
+    """InputError where the data sets have not all the same classes in the same order."""
+    for dataset in datasets[1:]:
+        if dataset.classes != datasets[0].classes:
+            raise InputError(
+                f"data sets {datasets[0].name} and {dataset.name} have different classes: "
+                f"{', '.join(datasets[0].classes)} against {', '.join(dataset.classes)}"
+            )
+
+
 def training_records(cfg: Any, datasets: Sequence[Dataset] = ()) -> list[Record]:
     """The images to train on: all of DATASETS.TRAIN, one after the other.
 
@@ -109,12 +119,7 @@ def training_records(cfg: Any, datasets: Sequence[Dataset] = ()) -> list[Record]
     datasets = list(datasets) or [get_dataset(name) for name in cfg.DATASETS.TRAIN]
     if not datasets:
         raise InputError("DATASETS.TRAIN names no data set")
-    for other in datasets[1:]:
-        if other.classes != datasets[0].classes:
-            raise InputError(
-                f"data sets {datasets[0].name} and {other.name} have different classes: "
-                f"{', '.join(datasets[0].classes)} against {', '.join(other.classes)}"
-            )
+    check_classes(datasets)
     records = [record for dataset in datasets for record in dataset.records]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         usable = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]

@@ -31,6 +31,12 @@ class Dataset:
     metadata: dict[str, Any]
 
 
+def xywh(annotation: Record) -> list[float]:
+    """An annotation's box as x, y, width, height, whichever form it is read in."""
+    x, y, w, h = annotation["bbox"]
+    return [x, y, w, h] if annotation["bbox_mode"] == XYWH else [x, y, w - x, h - y]
+
+
 class Findings:
     """Collects what a reader finds: problems refuse the data set, notes are only reported."""
 

@@ -25,6 +25,8 @@ Detections = list[dict[str, torch.Tensor]]  # one an image
 Metrics = dict[str, dict[str, float]]  # {"bbox": {"AP": ...}}
 Predictor = Callable[[Batch], Detections]
 
+LOG_PERIOD = 20  # iterations; also the window of the medians that are reported, as in Detectron2
+
 
 @dataclass(frozen=True)
 class Training:
@@ -91,6 +93,12 @@ class Engine(Protocol):
 
     def train(self, training: Training) -> None:
         """Train and leave ``model_final.pth`` in the run folder; evaluate at its end."""
+
+
+def asks_for_evaluation(cfg: CfgNode, done: int) -> bool:
+    """Whether the model is evaluated after ``done`` iterations: each EVAL_PERIOD and at the end."""
+    period = cfg.TEST.EVAL_PERIOD
+    return done == cfg.SOLVER.MAX_ITER or (period > 0 and done % period == 0)
 
 
 def flatten(metrics: Metrics) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.distributed import mean_over_ranks
+from runtime.distributed import bare, mean_over_ranks
 
 SMALLEST_SCALE = 2.0**-16  # after 32 overflows in a row, from GradScaler's 65536
 
@@ -84,11 +84,11 @@ class Step:
 
     def _overflowing(self) -> str | None:
         """The first parameter whose gradient is not finite; the same in all processes."""
-        named = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        parameters = bare(self.model).named_parameters()
+        named = {name: p.grad for name, p in parameters if p.grad is not None}
         if nn.utils.get_total_norm(named.values(), math.inf).isfinite():
             return None
-        name = next(n for n, gradient in named.items() if not gradient.isfinite().all())
-        return name.removeprefix("module.")  # DistributedDataParallel's
+        return next(n for n, gradient in named.items() if not gradient.isfinite().all())
 
     def update(self) -> None:
         """Change the parameters."""

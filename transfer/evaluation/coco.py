@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,18 @@ class CocoEvaluator:
         run = COCOeval_faster(*indexed(self._truth, found), task, print_function=silent)
         run.run()
         scores = {name: percent(run.stats[i]) for i, name in enumerate(_NAMES)}
-        # precision: IoU, recall, class, area range (0: all), detections an image (-1: the most)
-        precision = run.eval["precision"][:, :, :, 0, -1]
-        for i, name in enumerate(self._classes):
-            known = precision[:, :, i][precision[:, :, i] > -1]
-            scores[f"AP-{name}"] = percent(known.mean() if known.size else -1)
-        return scores
+        return scores | class_scores(run, self._classes)
+
+
+def class_scores(run: COCOeval_faster, classes: Sequence[str]) -> dict[str, float]:
+    """``AP-<class>`` in percent, of objects of all sizes, after ``run.run()``."""
+    # precision: IoU, recall, class, area range (0: all), detections an image (-1: the most)
+    precision = run.eval["precision"][:, :, :, 0, -1]
+    scores = {}
+    for i, name in enumerate(classes):
+        known = precision[:, :, i][precision[:, :, i] > -1]
+        scores[f"AP-{name}"] = percent(known.mean() if known.size else -1)
+    return scores
 
 
 def as_results(image_id: int, found: Detections) -> list[dict[str, Any]]:

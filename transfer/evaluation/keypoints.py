@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import COCOeval_faster
 from torch import Tensor
 
 from transfer.data.dataset import Dataset
-from transfer.evaluation.coco import CocoEvaluator
+from transfer.evaluation.coco import (
+    CocoEvaluator,
+    as_results,
+    class_scores,
+    ground_truth,
+    indexed,
+    percent,
+    silent,
+)
 from transfer.evaluation.evaluator import Detections, Metrics, checked
 
 _NAMES = ("AP", "AP50", "AP75", "APm", "APl")
@@ -29,7 +37,7 @@ class KeypointEvaluator:
         self._classes = dataset.classes
         self._sigmas = list(sigmas) or None
         self._image_ids = {r["image_id"]: i for i, r in enumerate(dataset.records, start=1)}
-        self._truth = _ground_truth(dataset)
+        self._truth = _keypoint_truth(dataset)
         self._found: list[dict[str, Any]] = []
         self._with_keypoints = False
 
@@ -40,20 +48,13 @@ class KeypointEvaluator:
             if "keypoints" not in found:
                 continue
             self._with_keypoints = True
-            boxes = found["boxes"].clone()
-            boxes[:, 2:] -= boxes[:, :2]
-            points = as_coco(found["keypoints"])
-            rows = zip(found["classes"], found["scores"], boxes, points, strict=True)
-            self._found += [
-                {
-                    "image_id": self._image_ids[image_id],
-                    "category_id": int(label) + 1,
-                    "score": float(score),
-                    "bbox": box.tolist(),  # its area is the detection's
-                    "keypoints": values,
-                }
-                for label, score, box, values in rows
-            ]
+            boxes = {name: found[name] for name in ("boxes", "scores", "classes")}
+            results = as_results(
+                self._image_ids[image_id], boxes
+            )  # a box's area is the detection's
+            for result, points in zip(results, as_coco(found["keypoints"]), strict=True):
+                result["keypoints"] = points
+            self._found += results
 
     def evaluate(self) -> Metrics:
         """Also AP, AP50, AP75, APm, APl and ``AP-<class>`` in percent, of keypoints."""
@@ -63,21 +64,15 @@ class KeypointEvaluator:
         return results
 
     def _score(self) -> dict[str, float]:
-        truth = COCO(self._truth, use_deepcopy=True)
         run = COCOeval_faster(
-            truth,
-            truth.loadRes(self._found),
+            *indexed(self._truth, [dict(result) for result in self._found]),
             "keypoints",
-            print_function=_silent,
+            print_function=silent,
             kpt_oks_sigmas=self._sigmas,
         )
         run.run()
-        scores = {name: _percent(run.stats[i]) for i, name in enumerate(_NAMES)}
-        precision = run.eval["precision"][:, :, :, 0, -1]  # of objects of all sizes
-        for i, name in enumerate(self._classes):
-            known = precision[:, :, i][precision[:, :, i] > -1]
-            scores[f"AP-{name}"] = _percent(known.mean() if known.size else -1)
-        return scores
+        scores = {name: percent(run.stats[i]) for i, name in enumerate(_NAMES)}
+        return scores | class_scores(run, self._classes)
 
 
 def as_coco(keypoints: Tensor) -> list[list[float]]:
@@ -90,32 +85,13 @@ def as_coco(keypoints: Tensor) -> list[list[float]]:
     return points.flatten(1).tolist()
 
 
-def _ground_truth(dataset: Dataset) -> dict[str, Any]:
+def _keypoint_truth(dataset: Dataset) -> dict[str, Any]:
     """The data set as the content of a COCO file of keypoints."""
     nothing = [0.0] * 3 * len(dataset.metadata["keypoints"]["names"])
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, record in enumerate(dataset.records, start=1):
-        images.append({"id": image_id, "height": record["height"], "width": record["width"]})
-        for a in record["annotations"]:
-            points = a.get("keypoints") or nothing
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": a["category_id"] + 1,
-                    **{key: a[key] for key in ("bbox", "area", "iscrowd")},
-                    "keypoints": [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)],
-                    "num_keypoints": sum(v > 0 for v in points[2::3]),
-                }
-            )
-    categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _percent(value: Any) -> float:
-    return float(value * 100) if value >= 0 else float("nan")
-
-
-def _silent(*_: Any) -> None:
-    pass
+    truth = ground_truth(dataset)
+    objects = [a for record in dataset.records for a in record["annotations"]]
+    for annotation, read in zip(truth["annotations"], objects, strict=True):
+        points = read.get("keypoints") or nothing
+        annotation["keypoints"] = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(points)]
+        annotation["num_keypoints"] = sum(v > 0 for v in points[2::3])
+    return truth

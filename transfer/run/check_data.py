@@ -11,13 +11,12 @@ import numpy as np
 
 from runtime.errors import InputError
 from runtime.files import sha256
-from transfer.data.catalog import get_dataset, training_records
-from transfer.data.dataset import XYWH, Dataset, Record
+from transfer.data.catalog import check_classes, get_dataset, training_records
+from transfer.data.dataset import Dataset, Record, xywh
 from transfer.data.images import read_image
 from transfer.engines.select import select_engine
 from transfer.recipe.load import load_cfg
 from transfer.run.job import Job
-from transfer.run.resolve import check_classes
 
 SMALL, MEDIUM = 32**2, 96**2  # pixels: COCO's bounds of small and medium areas
 
@@ -66,7 +65,7 @@ def _description(data: Dataset) -> Iterator[str]:
         shown = json.dumps(name, ensure_ascii=False)  # on one line, whatever it holds
         yield f"{shown:24} {counts[i]:7} objects in {images[i]:6} images"
     if objects:
-        yield from _sizes([_sides(a) for a in objects])
+        yield from _sizes([xywh(a)[2:] for a in objects])
     for note in data.metadata.get("notes", ()):
         yield f"note: {note}"
 
@@ -81,12 +80,7 @@ def _present(sets: Sequence[Dataset]) -> set[str]:
     }
 
 
-def _sides(annotation: Record) -> tuple[float, float]:
-    x, y, w, h = annotation["bbox"]
-    return (w, h) if annotation["bbox_mode"] == XYWH else (w - x, h - y)
-
-
-def _sizes(sides: Sequence[tuple[float, float]]) -> Iterator[str]:
+def _sizes(sides: Sequence[Sequence[float]]) -> Iterator[str]:
     areas = np.prod(sides, axis=1)
     small, medium = (areas < SMALL).mean(), ((areas >= SMALL) & (areas < MEDIUM)).mean()
     yield (

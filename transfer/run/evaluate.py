@@ -33,17 +33,21 @@ def evaluate(
     predict: Predictor,
     output: Path,
     voc_metric: str = "auto",
-) -> Metrics:
-    """Metrics of ``predict`` on all test sets; with several, each task is ``NAME/task``.
+) -> tuple[Metrics, str]:
+    """Metrics of ``predict`` on all test sets, and what they are, in words.
+
+    With several sets each task is ``NAME/task``.
 
     The images are divided over the processes and gathered in their order. The detections of the
     first set are written to ``inference/coco_instances_results.json`` of the run folder. Other
-    processes than the main one return an empty dict. ``voc_metric`` as in
+    processes than the main one return no metrics. ``voc_metric`` as in
     :func:`~transfer.evaluation.build_evaluator`.
     """
     results: Metrics = {}
+    kinds: list[str] = []
     for position, dataset in enumerate(datasets):
         evaluator = build_evaluator(dataset, voc_metric, cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        kinds.append(evaluator.metric)
         rows = []
         for batch, detections in _gathered(_predicted(cfg, dataset, predict)):
             evaluator.process(batch, detections)
@@ -58,7 +62,7 @@ def evaluate(
             results[task if len(datasets) == 1 else f"{dataset.name}/{task}"] = values
             shown = "  ".join(f"{k} {values[k]:.2f}" for k in ("AP", "AP50", "AP75") if k in values)
             log.info("%s %s: %s  (%s)", dataset.name, task, shown, evaluator.metric)
-    return results
+    return results, "; ".join(dict.fromkeys(kinds))
 
 
 def _predicted(

@@ -22,12 +22,18 @@ from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.metrics import MetricsWriter, set_up_logging
 from runtime.versions import versions
-from transfer.data.catalog import training_records
 from transfer.data.loader import build_train_loader
-from transfer.engines.base import Batch, Engine, Metrics, Predictor, Training, flatten
+from transfer.engines.base import (
+    Batch,
+    Engine,
+    Metrics,
+    Predictor,
+    Training,
+    asks_for_evaluation,
+    flatten,
+)
 from transfer.engines.checkpoint import FINAL
 from transfer.engines.select import select_engine
-from transfer.evaluation import build_evaluator
 from transfer.run import results
 from transfer.run.evaluate import evaluate
 from transfer.run.job import RANDOM, Job
@@ -91,10 +97,10 @@ class _Run:
     engine_reason: str
     resolved: Resolved
     backbone: Backbone | None
-    records: list[dict[str, Any]] = field(default_factory=list)  # images to train on
     load_report: dict[str, Any] | None = None  # kept in run.json, for a resumed run
     segments: Segments = field(default_factory=list)  # kept there, too
     metrics: Metrics = field(default_factory=dict)
+    metric: str = ""  # what they are, in words
     predictor: Predictor | None = None  # that was evaluated last
 
     def check(self) -> None:
@@ -107,7 +113,6 @@ class _Run:
         if self.job.eval_only:
             load_detector(self.engine.build_model(cfg), self.job.weights)
             return
-        self.records = training_records(cfg, self.resolved.train)
         load_backbone(self.engine.build_model(cfg), self.backbone, self.job.weights)
 
     def begin(self) -> None:
@@ -139,7 +144,7 @@ class _Run:
                     f"{str(self.output)!r} belongs to another run: its {key} is "
                     f"{before.get(key)!r}, asked for {value!r}; name another folder"
                 )
-        check_processes(self.segments, self.resolved.cfg, self.records)
+        check_processes(self.segments, self.resolved.cfg, self.resolved.records)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -173,7 +178,7 @@ class _Run:
             self._evaluate(self.engine.predictor(model))
         else:
             self._train()
-        content = self._results(len(self.records), time.perf_counter() - started)
+        content = self._results(time.perf_counter() - started)
         if is_main():
             name = "results_eval_only.json" if self.job.eval_only else RESULTS
             write_text(self.output / name, json.dumps(content, indent=1))
@@ -188,7 +193,7 @@ class _Run:
             visualize(cfg, self.resolved.test[0], self.predictor, self.output, count, last)
 
     def _train(self) -> None:
-        cfg, records = self.resolved.cfg, self.records
+        cfg, records = self.resolved.cfg, self.resolved.records
         checkpoint, start = self._checkpoint()
         if start >= cfg.SOLVER.MAX_ITER:
             self._finish(start)
@@ -197,8 +202,7 @@ class _Run:
             rundir.rewind_metrics(self.output, start)
             self.segments = continued(self.segments, start, self.engine.name)
             self._write_begun()
-        period = cfg.TEST.EVAL_PERIOD
-        due = start > 0 and period > 0 and start % period == 0
+        due = start > 0 and asks_for_evaluation(cfg, start)
         due = from_main(due and not self._evaluated(start - 1))
 
         def batches(first: int) -> Iterable[Batch]:
@@ -250,73 +254,38 @@ class _Run:
             report.log()
             self._write_begun()
             cfg = self.resolved.cfg
-            first = build_train_loader(cfg, self.records, 0, world_size(), num_workers=0)
+            first = build_train_loader(cfg, self.resolved.records, 0, world_size(), num_workers=0)
             show_first_batch(cfg, self.resolved.train[0], next(iter(first)), self.output)
 
     def _evaluate(self, predict: Predictor) -> Metrics:
         self.predictor = predict
         cfg, test, metric = self.resolved.cfg, self.resolved.test, self.job.options.voc_metric
-        self.metrics = evaluate(cfg, test, predict, self.output, metric)
+        self.metrics, self.metric = evaluate(cfg, test, predict, self.output, metric)
         return self.metrics
 
     def _weights_sha256(self) -> str | None:
         return None if self.job.weights == RANDOM else sha256(self.job.weights)
 
-    def _weights(self) -> dict[str, Any] | None:
-        if self.job.weights == RANDOM:
-            return None
-        conventions = self.backbone.conventions.to_dict() if self.backbone else None
-        return {
-            "path": self.job.weights,
-            "sha256": self._weights_sha256(),
-            "conventions": conventions,
-        }
-
-    def _results(self, images: int, seconds: float) -> dict[str, Any]:
-        cfg, test = self.resolved.cfg, self.resolved.test
-        seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-        return {
-            "format": 1,
-            "arm": self.job.arm,
-            "seed": cfg.SEED,
+    def _results(self, seconds: float) -> dict[str, Any]:
+        run = {
             "engine": self.engine.name,
             "engine_reason": self.engine_reason,
             "segments": self.segments,
-            "recipe": self.job.recipe,
-            "recipe_hash": self.resolved.recipe_hash,
             "weights": self._weights(),
-            "conventions": {
-                "channel_order": cfg.INPUT.FORMAT,
-                "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
-                "pixel_std": list(cfg.MODEL.PIXEL_STD),
-                "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-            },
             "load_report": self.load_report,
             "deviations": [*self.resolved.deviations, *changes(self.segments)],
-            "schedule": {
-                "iterations": cfg.SOLVER.MAX_ITER,
-                "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
-                "base_lr": cfg.SOLVER.BASE_LR,
-                "epochs": seen / images if images else 0,
-            },
-            "dataset": {
-                "train": list(cfg.DATASETS.TRAIN),
-                "test": list(cfg.DATASETS.TEST),
-                "train_images": images,
-                "test_images": sum(len(dataset.records) for dataset in test),
-                "classes": list(test[0].classes),
-            },
-            "precision": str(amp_dtype(cfg, self.job.options) or torch.float32).split(".")[-1],
-            "metric": _metric(self.resolved, self.job.options.voc_metric),
+            "metric": self.metric,
             "metrics": self.metrics,
             "wall_time_s": seconds,
-            "peak_memory_mb": results.peak_memory_mb(),
-            "hardware": results.hardware(),
             "versions": versions() | self.engine.versions(),
-            "finished": results.now(),
         }
+        return results.describe(self.job, self.resolved) | run
 
-
-def _metric(resolved: Resolved, voc_metric: str) -> str:
-    evaluators = (build_evaluator(data, voc_metric) for data in resolved.test)
-    return "; ".join(dict.fromkeys(evaluator.metric for evaluator in evaluators))
+    def _weights(self) -> dict[str, Any] | None:
+        if self.job.weights == RANDOM:
+            return None
+        return {
+            "path": self.job.weights,
+            "sha256": self._weights_sha256(),
+            "conventions": self.backbone.conventions.to_dict() if self.backbone else None,
+        }

@@ -10,7 +10,9 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Options:
-    """Choices beyond Detectron2's keys. All of them are part of the recipe hash.
+    """Choices beyond Detectron2's keys.
+
+    The recipe hash has those that decide the result, the batch by the keys that it changes.
 
     Attributes:
         batch: global batch that the whole schedule is scaled to; None for the recipe's.

@@ -138,15 +138,11 @@ def _make_folder(output: Path) -> None:
 
 
 def _rows(sample: dict[str, Any], found: dict[str, Any], data: Dataset) -> list[dict[str, Any]]:
-    """COCO results with the classes' names, masks run-length encoded, keypoints as in COCO."""
+    """COCO results with the classes' names, masks run-length encoded."""
     rows = result_rows(sample, found)
     for i, row in enumerate(rows):
         row["category_name"] = data.classes[row["category_id"]]
         if "masks" in found:
             mask = mask_util.encode(np.asfortranarray(found["masks"][i].numpy(), np.uint8))
             row["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
-        if "keypoints" in found:
-            points = found["keypoints"][i].clone()
-            points[:, :2] -= 0.5  # COCO names pixels, Detectron2 measures from the image's edge
-            row["keypoints"] = points.flatten().tolist()
     return rows

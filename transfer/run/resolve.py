@@ -20,7 +20,8 @@ from runtime.distributed import from_main, world_size
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.yaml_file import read_recipe
-from transfer.data.catalog import FORMS, Dataset, get_dataset, training_records
+from transfer.data.catalog import FORMS, Dataset, check_classes, get_dataset, training_records
+from transfer.data.dataset import Record
 from transfer.data.keypoints import require_keypoints
 from transfer.data.loader import check_train_settings
 from transfer.engines.base import Engine
@@ -57,6 +58,7 @@ class Resolved:
         recipe_hash: SHA-256 over all keys that decide the result, the same for both engines.
         train: the data sets to train on.
         test: the data sets to evaluate on.
+        records: the images of ``train`` that are trained on; none where a run only evaluates.
     """
 
     cfg: CfgNode
@@ -64,6 +66,7 @@ class Resolved:
     recipe_hash: str
     train: tuple[Dataset, ...]
     test: tuple[Dataset, ...]
+    records: list[Record]
 
 
 def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolved:
@@ -95,17 +98,17 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
         _apply_conventions(cfg, conventions, stated)
     _check_start(cfg, job)
     train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
+    records = [] if job.eval_only else training_records(cfg, train)
     if not job.eval_only:
         complete = bool(original_epochs.EPOCHS) or "SOLVER.MAX_ITER" in in_file
         given = Given(original, original_epochs, epochs, frozenset(job.overrides[::2]), complete)
-        images = len(training_records(cfg, train)) if epochs.EPOCHS else 0
-        reasons |= apply_schedule(cfg, given, images, job.options, world_size())
+        reasons |= apply_schedule(cfg, given, len(records), job.options, world_size())
     engine.check(cfg)
     check_train_settings(cfg, world_size())
     _check_steps(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
     deviations = _deviations(original, cfg, stated, reasons)
-    return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test)
+    return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test, records)
 
 
 def use_what_there_is(cfg: CfgNode) -> None:
@@ -223,16 +226,6 @@ def _apply_keypoints(cfg: CfgNode, datasets: tuple[Dataset, ...], stated: bool) 
             f"{datasets[0].name} has {count} keypoints"
         )
     head.NUM_KEYPOINTS = count
-
-
-def check_classes(datasets: Sequence[Dataset]) -> None:
-    """InputError where the data sets have not all the same classes in the same order."""
-    for dataset in datasets[1:]:
-        if dataset.classes != datasets[0].classes:
-            raise InputError(
-                f"{dataset.name} and {datasets[0].name} have different classes: "
-                f"{', '.join(dataset.classes)} against {', '.join(datasets[0].classes)}"
-            )
 
 
 def _check_steps(cfg: CfgNode, options: Options) -> None:

@@ -12,6 +12,44 @@ from typing import Any
 import torch
 
 from runtime.distributed import world_size
+from transfer.run.job import Job
+from transfer.run.resolve import Resolved, amp_dtype
+
+
+def describe(job: Job, resolved: Resolved) -> dict[str, Any]:
+    """What was asked for and where it ran, which is known without the run's outcome."""
+    cfg, test, images = resolved.cfg, resolved.test, len(resolved.records)
+    seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    return {
+        "format": 1,
+        "arm": job.arm,
+        "seed": cfg.SEED,
+        "recipe": job.recipe,
+        "recipe_hash": resolved.recipe_hash,
+        "conventions": {
+            "channel_order": cfg.INPUT.FORMAT,
+            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": list(cfg.MODEL.PIXEL_STD),
+            "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+        },
+        "schedule": {
+            "iterations": cfg.SOLVER.MAX_ITER,
+            "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+            "base_lr": cfg.SOLVER.BASE_LR,
+            "epochs": seen / images if images else 0,
+        },
+        "dataset": {
+            "train": list(cfg.DATASETS.TRAIN),
+            "test": list(cfg.DATASETS.TEST),
+            "train_images": images,
+            "test_images": sum(len(dataset.records) for dataset in test),
+            "classes": list(test[0].classes),
+        },
+        "precision": str(amp_dtype(cfg, job.options) or torch.float32).split(".")[-1],
+        "peak_memory_mb": peak_memory_mb(),
+        "hardware": hardware(),
+        "finished": now(),
+    }
 
 
 def hardware() -> dict[str, Any]:

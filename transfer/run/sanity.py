@@ -19,8 +19,7 @@ from torch import nn
 from torchvision.ops import nms
 
 from runtime.metrics import set_up_logging
-from transfer.data.catalog import training_records
-from transfer.data.dataset import XYWH, Dataset, Record
+from transfer.data.dataset import Dataset, Record, xywh
 from transfer.data.mapper import Mapper
 from transfer.engines.base import Batch, Detections, Engine
 from transfer.engines.select import select_engine
@@ -85,7 +84,7 @@ def _prepare(job: Job) -> _Check:
     backbone = starting_weights(job)
     resolved = resolve(engine, job, backbone.conventions if backbone else None)
     cfg = _small(resolved.cfg)
-    records = choose(training_records(cfg, resolved.train), IMAGES)
+    records = choose(resolved.records, IMAGES)
     mapper = Mapper(cfg, is_train=True)
     batch = [mapper(record, RandomState(0)) for record in records]
     log.info("one batch: %s", ", ".join(str(record["file_name"]) for record in records))
@@ -189,11 +188,9 @@ def _coco_record(record: Record) -> Record:
     """``record`` as the COCO evaluator wants it, whatever layout it was read from."""
     annotations = []
     for a in record["annotations"]:
-        x, y, w, h = a["bbox"]
-        if a["bbox_mode"] != XYWH:
-            w, h = w - x, h - y
+        box = xywh(a)
         kept = {key: a[key] for key in ("iscrowd", "category_id")}
-        annotations.append({**kept, "bbox": [x, y, w, h], "area": w * h})
+        annotations.append({**kept, "bbox": box, "area": box[2] * box[3]})
     return {**record, "annotations": annotations}
 
 

@@ -24,7 +24,7 @@ from fvcore.common.config import CfgNode
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
-from runtime.distributed import data_parallel, is_main
+from runtime.distributed import bare, data_parallel, is_main
 from runtime.errors import InputError
 from runtime.stopping import StopRequest, stoppable
 from transfer.engines.base import Batch, Detections, Draws, Predictor, Training, evaluating
@@ -54,10 +54,7 @@ class Detectron2Engine:
                 "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18/34 in Detectron2: run "
                 "this width with --engine embedded"
             )
-        for line in solver_contradictions(cfg):
-            raise InputError(line)
-
-        for line in dc5_contradictions(cfg):
+        for line in (*solver_contradictions(cfg), *dc5_contradictions(cfg)):
             raise InputError(line)
 
     def versions(self) -> dict[str, str]:
@@ -90,11 +87,11 @@ class Detectron2Engine:
 
     def _train(self, training: Training, stop: StopRequest) -> None:
         trainer = _trainer_class(self, training, stop)(training.cfg)
-        model = trainer._trainer.model
+        model = bare(trainer._trainer.model)
         if training.checkpoint is None:
-            training.initialise(getattr(model, "module", model), trainer._trainer.optimizer)
+            training.initialise(model, trainer._trainer.optimizer)
         else:
-            getattr(model, "module", model).load_state_dict(training.checkpoint["model"])
+            model.load_state_dict(training.checkpoint["model"])
             trainer.load_state_dict(training.checkpoint["trainer"])
             trainer.start_iter = training.start
         trainer.train()
@@ -133,17 +130,17 @@ def _trainer_class(
         def build_hooks(self) -> list[HookBase]:
             """In DefaultTrainer's order."""
             cfg, model = self.cfg, self._trainer.model
-            bare = getattr(model, "module", model)
+            detector = bare(model)
             draws = Draws(
                 cfg.SEED,
-                anchors=(bare.proposal_generator, "_subsample_labels"),
-                regions=(bare.roi_heads, "_sample_proposals"),
+                anchors=(detector.get_submodule("proposal_generator"), "_subsample_labels"),
+                regions=(detector.get_submodule("roi_heads"), "_sample_proposals"),
             )
             built = [SeedDraws(draws), hooks.IterationTimer(), hooks.LRScheduler()]
             if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
                 loader, number = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
                 built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, number))
-            built.append(SaveAndEvaluate(training, engine.predictor(bare), stop))
+            built.append(SaveAndEvaluate(training, engine.predictor(detector), stop))
             if is_main():
                 writers = [CommonMetricPrinter(self.max_iter), TensorboardXWriter(cfg.OUTPUT_DIR)]
                 built.append(hooks.PeriodicWriter(writers))

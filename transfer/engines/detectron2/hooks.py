@@ -9,14 +9,19 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import EventStorage
 
-from runtime.distributed import is_main
+from runtime.distributed import bare, is_main
 from runtime.rundir import METRICS
 from runtime.stopping import StopRequest, stopped
-from transfer.engines.base import Draws, Predictor, Training, flatten
+from transfer.engines.base import (
+    LOG_PERIOD,
+    Draws,
+    Predictor,
+    Training,
+    asks_for_evaluation,
+    flatten,
+)
 from transfer.engines.checkpoint import checkpoint_name, save_checkpoint
 from transfer.engines.precise_bn import precise_bn, share_statistics
-
-WINDOW = 20  # iterations: Detectron2's period of writing and window of medians
 
 
 class SeedDraws(HookBase):
@@ -60,11 +65,11 @@ class SaveAndEvaluate(HookBase):
     def after_step(self) -> None:
         """After PreciseBN and the learning rate's hook."""
         iteration, solver = self.trainer.iter, self._training.cfg.SOLVER
-        done, period = iteration + 1, self._training.cfg.TEST.EVAL_PERIOD
-        final, signal = done == self.trainer.max_iter, self._stop.signal()
-        evaluate = final or (period > 0 and done % period == 0)
+        done, signal = iteration + 1, self._stop.signal()
+        evaluate = asks_for_evaluation(self._training.cfg, done)
+        final = done == self.trainer.max_iter
         save = final or done % solver.CHECKPOINT_PERIOD == 0 or signal
-        if done % WINDOW == 0 or final:
+        if done % LOG_PERIOD == 0 or final:
             self._write(iteration)
         if evaluate or save:
             share_statistics(self._model())
@@ -77,8 +82,7 @@ class SaveAndEvaluate(HookBase):
             self._evaluate(iteration)
 
     def _model(self) -> Any:
-        model = self.trainer._trainer.model
-        return getattr(model, "module", model)
+        return bare(self.trainer._trainer.model)
 
     def _evaluate(self, iteration: int) -> None:
         metrics = self._training.evaluate(self._predict)
@@ -89,7 +93,7 @@ class SaveAndEvaluate(HookBase):
 
     def _write(self, iteration: int) -> None:
         """One line of ``metrics.json``: what is known of ``iteration`` and not yet written."""
-        latest = self.trainer.storage.latest_with_smoothing_hint(WINDOW)
+        latest = self.trainer.storage.latest_with_smoothing_hint(LOG_PERIOD)
         new = {
             name: value
             for name, (value, of) in latest.items()

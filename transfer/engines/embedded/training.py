@@ -14,15 +14,21 @@ from torch import nn
 from runtime.distributed import data_parallel, is_main
 from runtime.metrics import MetricsWriter, Progress, eta
 from runtime.stopping import stoppable, stopped
-from transfer.engines.base import Batch, Draws, Predictor, Training, flatten
+from transfer.engines.base import (
+    LOG_PERIOD,
+    Batch,
+    Draws,
+    Predictor,
+    Training,
+    asks_for_evaluation,
+    flatten,
+)
 from transfer.engines.checkpoint import checkpoint_name, save_checkpoint
 from transfer.engines.embedded.solver import build_optimizer, lr_factor
 from transfer.engines.precise_bn import precise_bn, share_statistics
 from transfer.engines.step import Step, naming_iteration
 
 log = logging.getLogger("moco")
-
-LOG_PERIOD = 20  # iterations; also the window of the medians that are reported, as in Detectron2
 
 
 def train(training: Training, model: nn.Module, predict: Predictor) -> None:
@@ -104,8 +110,7 @@ class _Loop:
         that a kill has prevented is made up for by the resumed run.
         """
         done = iteration + 1
-        period, final = self.cfg.TEST.EVAL_PERIOD, done == self.max_iter
-        evaluate = final or (period > 0 and done % period == 0)
+        evaluate, final = asks_for_evaluation(self.cfg, done), done == self.max_iter
         save = final or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or signal
         if evaluate and self.precise_bn is not None:
             precise_bn(self.model, self.precise_bn, self.cfg.TEST.PRECISE_BN.NUM_ITER)
