@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import InputError
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+from runtime.files import IMAGE_SUFFIXES, images_below
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,9 @@ class ImageFolder:
         path = Path(root)
         if not path.is_dir():
             raise InputError(f"{option} {str(path)!r} is not a folder: name a folder of images")
-        files = sorted(
-            os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/")
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-        )
+        files = images_below(path)
         if not files:
-            known = " ".join(sorted(EXTENSIONS))
+            known = " ".join(IMAGE_SUFFIXES)
             raise InputError(f"{option} {str(path)!r} holds no images: looked for {known}")
         return cls(path, tuple(files))
 

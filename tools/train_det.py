@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from runtime.errors import InputError
 from runtime.launch import add_launch_options, exit_code_of_launch
 from transfer.run.cli import add_run_options, job_from
 from transfer.run.finetune import finetune
@@ -20,11 +21,21 @@ EXAMPLE = """example:
 
 
 def main(args: argparse.Namespace) -> None:
-    job = job_from(args, args.weights)
-    if args.sanity:
-        sys.exit(0 if sanity(job) else 1)
     names = ("seed", "resume", "eval_only", "visualize")
-    finetune(replace(job, **{name: getattr(args, name) for name in names}))
+    job = replace(job_from(args, args.weights), **{name: getattr(args, name) for name in names})
+    if args.sanity:
+        _refuse_beside_sanity(args)
+        sys.exit(0 if sanity(job) else 1)
+    finetune(job)
+
+
+def _refuse_beside_sanity(args: argparse.Namespace) -> None:
+    """InputError where an option asks for more than one batch learnt from the beginning."""
+    for option in ("resume", "eval_only", "visualize"):
+        if getattr(args, option):
+            raise InputError(
+                f"--sanity does nothing with --{option.replace('_', '-')}: leave it out"
+            )
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def test_images_are_found_and_turned_upright(tmp_path: Path) -> None:
     for name in ("x.jpg", "sub/y.JPEG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30)).save(tmp_path / name, exif=exif)
+    (tmp_path / "sub/._y.jpg").write_bytes(b"what macOS leaves beside a file")
     root, files = find_images(str(tmp_path))
     assert (root, [f.name for f in files]) == (tmp_path, ["y.JPEG", "x.jpg"])
     assert find_images(str(tmp_path / "*.jpg")) == (tmp_path, [tmp_path / "x.jpg"])

@@ -123,4 +123,7 @@ def test_exit_code_of_the_command_line(world: Path) -> None:
     assert "Traceback" not in done.stderr
     done = subprocess.run([*command, "MODEL.X", "1"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "--sanity does nothing with --resume" in done.stderr
     assert not (world / "output").exists()

@@ -7,30 +7,29 @@ import os
 from pathlib import Path
 
 from runtime.errors import InputError
+from runtime.files import IMAGE_SUFFIXES, images_below, is_image_name
 from transfer.data.dataset import Record
 from transfer.data.images import upright_size
-
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 
 def find_images(source: str) -> tuple[Path, list[Path]]:
     """Image files of ``source``, in the order of their names, and the folder that they share.
 
-    A folder is searched with all its subfolders; of a pattern's matches too only files with an
-    image's suffix are taken. Raises InputError where there are none.
+    A folder is searched with all its subfolders and links. Of a pattern's matches too only files
+    with an image's suffix that are not hidden are taken. Raises InputError where there are none.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+        found = [path / name for name in images_below(path)]
     elif path.is_file():
         found = [path]
     else:
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = sorted(f for f in found if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = sorted(f for f in found if is_image_name(f.name) and f.is_file())
     if not files:
         raise InputError(
             f"no images at {source!r}: name a file, a folder or a quoted pattern such as "
-            f"'photos/*.jpg'; images end in {', '.join(sorted(SUFFIXES))}"
+            f"'photos/*.jpg'; images end in {', '.join(IMAGE_SUFFIXES)}"
         )
     return (path if path.is_dir() else Path(os.path.commonpath([f.parent for f in files]))), files
 
