@@ -104,7 +104,7 @@ class _Run:
         if not is_main():
             self._loop(loader, None)
             return self.output / FINAL
-        with MetricsWriter(self.output) as writer:
+        with MetricsWriter(self.output, self.start) as writer:
             self._loop(loader, writer)
         log.info("finished: %s", self.output / FINAL)
         return self.output / FINAL

@@ -19,12 +19,13 @@ log = logging.getLogger("moco")
 class MetricsWriter:
     """Appends to ``metrics.json`` and TensorBoard; a context manager that closes both.
 
-    TensorBoard is optional: without it the log says once what is missing.
+    TensorBoard is optional: without it the log says once what is missing. Of a run that goes on
+    from iteration ``start`` it is told to forget what a killed process wrote from there on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int = 0) -> None:
         self._stream: IO[str] = open(folder / METRICS, "a")  # noqa: SIM115
-        self._board = _board(folder)
+        self._board = _board(folder, start)
         if self._board is None:
             log.warning("no TensorBoard events: pip install 'moco-transfer[logging]'")
 
@@ -60,13 +61,13 @@ def write_images(folder: Path, images: Mapping[str, Any], iteration: int) -> Non
     board.close()
 
 
-def _board(folder: Path) -> Any:
+def _board(folder: Path, start: int = 0) -> Any:
     """A writer of TensorBoard events, or None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=start or None)
 
 
 class Progress:

@@ -112,6 +112,17 @@ def test_metrics_are_rewound_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
     ]
 
 
+def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, end in ((0, 4), (2, 5)):
+        with MetricsWriter(tmp_path, start) as writer:
+            for iteration in range(start, end):
+                writer.write(iteration, {"loss": 10.0 * start + iteration})
+    accumulator = events.EventAccumulator(str(tmp_path)).Reload()
+    seen = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+    assert seen == [(0, 0.0), (1, 1.0), (2, 22.0), (3, 23.0), (4, 24.0)]
+
+
 def test_last_checkpoint(tmp_path: Path) -> None:
     assert rundir.last_checkpoint(tmp_path) is None
     (tmp_path / "a.pth").write_bytes(b"")

@@ -83,6 +83,7 @@ def make_results(arm: str, seed: int, ap: float, **changes: Any) -> dict[str, An
         "metric": "VOC AP (11-point), mean over IoU 0.50:0.95",
         "metrics": {"bbox": {"AP": ap, "AP50": ap + 25, "AP75": ap + 5}},
         "wall_time_s": 3723.4,
+        "precision": "float32",
         "peak_memory_mb": 12345.6,
         "hardware": {"device": "cuda", "gpu": "NVIDIA H100 80GB", "gpus": 8},
         "versions": {"python": "3.11.9", "torch": "2.14.1", "torchvision": "0.29.1"},

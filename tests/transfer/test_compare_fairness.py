@@ -43,6 +43,10 @@ SPOILING: dict[str, tuple[Plant, str]] = {
         every("moco", lambda run: run.update(recipe_hash="beef" * 16)),
         "The recipe hash differs: 5ec1be5ec1be (random, supervised); beefbeefbeef (moco).",
     ),
+    "precision mixed": (
+        every("moco", lambda run: run.update(precision="float16")),
+        "The precision differs: float32 (random, supervised); float16 (moco).",
+    ),
     "evaluation mixed": (
         every("moco", lambda run: run.update(metric="COCO AP")),
         "The meaning of the metric differs: VOC AP (11-point), mean over IoU 0.50:0.95 "

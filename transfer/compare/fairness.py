@@ -58,6 +58,7 @@ def _settings_differ(results: Sequence[Results]) -> Iterator[str]:
     yield from _differs(results, "engine", lambda run: run["engine"])
     yield from _differs(results, "recipe hash", lambda run: run["recipe_hash"][:12])
     yield from _differs(results, "meaning of the metric", lambda run: run["metric"])
+    yield from _differs(results, "precision", lambda run: run.get("precision", "not recorded"))
     for section, what in (("dataset", "data set"), ("schedule", "schedule")):
         for key in _keys(run[section] for run in results):
             yield from _differs(results, f"{what} ({key})", _entry(section, key))
