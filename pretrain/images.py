@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import InputError
-from runtime.files import IMAGE_SUFFIXES, images_below
+from runtime.image_files import IMAGE_SUFFIXES, images_below
 
 
 @dataclass(frozen=True)

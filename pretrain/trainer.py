@@ -25,7 +25,7 @@ from runtime.config import dump
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
 from runtime.errors import InputError
 from runtime.files import write_text
-from runtime.metrics import MetricsWriter, Progress, eta, set_up_logging
+from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
 
 log = logging.getLogger("moco")
 
@@ -104,7 +104,7 @@ class _Run:
         if not is_main():
             self._loop(loader, None)
             return self.output / FINAL
-        with MetricsWriter(self.output, self.start) as writer:
+        with MetricsWriter(self.output) as writer:
             self._loop(loader, writer)
         log.info("finished: %s", self.output / FINAL)
         return self.output / FINAL
@@ -131,7 +131,7 @@ class _Run:
     def _write_beginning(self, dataset: ViewDataset) -> None:
         cfg = self.cfg
         write_text(self.output / "config.yaml", dump(cfg))
-        rundir.rewind_metrics(self.output, self.start)
+        rewind_metrics(self.output, self.start)
         save_views(dataset, self.output / "views.png")
         log.info(
             "%s: %s, %d images below %s, %d steps (%d epochs of %d), global batch %d in BN groups "

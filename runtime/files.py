@@ -1,4 +1,4 @@
-"""Files that are either complete or absent (temporary name, fsync, rename); files of images."""
+"""Files that are either complete or absent: write to a temporary name, fsync, rename."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @contextlib.contextmanager
@@ -41,21 +39,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_write(path) as stream:
         stream.write(text.encode("utf-8"))
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name ends as an image's, in either case, and is not hidden (``._a.jpg``)."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def images_below(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths below ``folder``, relative, with "/", sorted, of all images; links are followed."""
-    return sorted(
-        os.path.relpath(os.path.join(place, name), folder).replace(os.sep, "/")
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image_name(name)
-    )
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from runtime.rundir import METRICS
+from runtime.files import write_text
+from runtime.rundir import METRICS, read_metrics
 
 log = logging.getLogger("moco")
 
@@ -19,13 +20,12 @@ log = logging.getLogger("moco")
 class MetricsWriter:
     """Appends to ``metrics.json`` and TensorBoard; a context manager that closes both.
 
-    TensorBoard is optional: without it the log says once what is missing. Of a run that goes on
-    from iteration ``start`` it is told to forget what a killed process wrote from there on.
+    TensorBoard is optional: without it the log says once what is missing.
     """
 
-    def __init__(self, folder: Path, start: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         self._stream: IO[str] = open(folder / METRICS, "a")  # noqa: SIM115
-        self._board = _board(folder, start)
+        self._board = _board(folder)
         if self._board is None:
             log.warning("no TensorBoard events: pip install 'moco-transfer[logging]'")
 
@@ -51,6 +51,17 @@ class MetricsWriter:
             self._board.close()
 
 
+def rewind_metrics(folder: Path, iteration: int) -> None:
+    """Forget iterations >= ``iteration``, which a run will write (again).
+
+    Lines of ``metrics.json`` are dropped; TensorBoard is told to ignore its events.
+    """
+    rows = [row for row in read_metrics(folder) if row["iteration"] < iteration]
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    if any(folder.glob("events.out.tfevents.*")) and (board := _board(folder, iteration)):
+        board.close()
+
+
 def write_images(folder: Path, images: Mapping[str, Any], iteration: int) -> None:
     """Images (name: uint8 array 3 x H x W, RGB) of ``iteration`` to TensorBoard, if it is there."""
     board = _board(folder)
@@ -61,13 +72,13 @@ def write_images(folder: Path, images: Mapping[str, Any], iteration: int) -> Non
     board.close()
 
 
-def _board(folder: Path, start: int = 0) -> Any:
+def _board(folder: Path, purge_step: int | None = None) -> Any:
     """A writer of TensorBoard events, or None where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=start or None)
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 class Progress:

@@ -78,9 +78,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
-
-
-def rewind_metrics(folder: Path, iteration: int) -> None:
-    """Drop the lines of iterations >= ``iteration``, which a resumed run will write again."""
-    rows = [row for row in read_metrics(folder) if row["iteration"] < iteration]
-    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))

@@ -21,7 +21,9 @@ def test_scan_is_recursive_sorted_and_ignores_other_files(tmp_path: Path) -> Non
     write_images(tmp_path / "b" / "deep", 1)
     write_images(tmp_path, 1)
     (tmp_path / "notes.txt").write_text("no image")
-    assert ImageFolder.scan(tmp_path).files == ("000.jpg", "b/deep/000.jpg")
+    (tmp_path / "b" / "up").symlink_to("..")
+    (tmp_path / "c").symlink_to("b/deep")
+    assert ImageFolder.scan(tmp_path).files == ("000.jpg", "b/deep/000.jpg", "c/000.jpg")
 
 
 def test_labels_are_the_top_folders(image_folder: Path) -> None:

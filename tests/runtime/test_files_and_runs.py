@@ -16,7 +16,7 @@ from runtime import rundir
 from runtime.errors import InputError, exit_code
 from runtime.files import atomic_write, sha256, write_text
 from runtime.launch import launch
-from runtime.metrics import MetricsWriter, Progress, eta
+from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -105,22 +105,24 @@ def test_metrics_are_rewound_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
             writer.write(iteration, {"loss": iteration / 2})
     with open(tmp_path / rundir.METRICS, "a") as stream:
         stream.write('{"iteration": 4, "lo')
-    rundir.rewind_metrics(tmp_path, 2)
+    rewind_metrics(tmp_path, 2)
     assert rundir.read_metrics(tmp_path) == [
         {"iteration": 0, "loss": 0.0},
         {"iteration": 1, "loss": 0.5},
     ]
 
 
-def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", [0, 2])
+def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path, second: int) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for start, end in ((0, 4), (2, 5)):
-        with MetricsWriter(tmp_path, start) as writer:
+    for start, end in ((0, 4), (second, 3)):
+        rewind_metrics(tmp_path, start)
+        with MetricsWriter(tmp_path) as writer:
             for iteration in range(start, end):
-                writer.write(iteration, {"loss": 10.0 * start + iteration})
+                writer.write(iteration, {"loss": float(iteration + end)})
     accumulator = events.EventAccumulator(str(tmp_path)).Reload()
     seen = [(event.step, event.value) for event in accumulator.Scalars("loss")]
-    assert seen == [(0, 0.0), (1, 1.0), (2, 22.0), (3, 23.0), (4, 24.0)]
+    assert seen == [(i, i + (4.0 if i < second else 3.0)) for i in range(3)]
 
 
 def test_last_checkpoint(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runtime import rundir
 from runtime.errors import exit_code
@@ -151,9 +152,12 @@ def test_a_signal_saves_a_checkpoint(
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def test_an_evaluation_that_was_missed_is_made_up_for(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_evaluation_that_was_missed_is_made_up_for(
+    world: Path, tmp_path: Path, engine: str
+) -> None:
     """Killed within the evaluation after iteration 14, whose checkpoint is complete."""
-    work = job(world, tmp_path / "run", "embedded")
+    work = job(world, tmp_path / "run", engine)
     work = replace(work, overrides=["SOLVER.CHECKPOINT_PERIOD", "15", "SOLVER.MAX_ITER", "16"])
     finish(work)
     for name in ("model_final.pth", "results.json"):
@@ -164,3 +168,5 @@ def test_an_evaluation_that_was_missed_is_made_up_for(world: Path, tmp_path: Pat
     (tmp_path / "run" / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
     finish(work)
     assert lines(tmp_path / "run") == before
+    steps = [event.step for event in EventAccumulator(str(tmp_path / "run")).Reload().Scalars("lr")]
+    assert steps == [15]  # once, although the first process wrote it as well

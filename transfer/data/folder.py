@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from runtime.errors import InputError
-from runtime.files import IMAGE_SUFFIXES, images_below, is_image_name
+from runtime.image_files import IMAGE_SUFFIXES, images_below
 from transfer.data.dataset import Record
 from transfer.data.images import upright_size
 
@@ -15,8 +15,8 @@ from transfer.data.images import upright_size
 def find_images(source: str) -> tuple[Path, list[Path]]:
     """Image files of ``source``, in the order of their names, and the folder that they share.
 
-    A folder is searched with all its subfolders and links. Of a pattern's matches too only files
-    with an image's suffix that are not hidden are taken. Raises InputError where there are none.
+    A folder is searched with all its subfolders; of a pattern's matches too only files with an
+    image's suffix are taken. Raises InputError where there are none.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -25,7 +25,7 @@ def find_images(source: str) -> tuple[Path, list[Path]]:
         found = [path]
     else:
         found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = sorted(f for f in found if is_image_name(f.name) and f.is_file())
+    files = sorted(f for f in found if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
     if not files:
         raise InputError(
             f"no images at {source!r}: name a file, a folder or a quoted pattern such as "

@@ -20,7 +20,7 @@ from runtime.config import dump
 from runtime.distributed import barrier, from_main, is_main, rank, world_size
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
-from runtime.metrics import MetricsWriter, set_up_logging
+from runtime.metrics import MetricsWriter, rewind_metrics, set_up_logging
 from runtime.versions import versions
 from transfer.data.loader import build_train_loader
 from transfer.engines.base import (
@@ -199,7 +199,7 @@ class _Run:
             self._finish(start)
             return
         if is_main():
-            rundir.rewind_metrics(self.output, start)
+            rewind_metrics(self.output, start)
             self.segments = continued(self.segments, start, self.engine.name)
             self._write_begun()
         due = start > 0 and asks_for_evaluation(cfg, start)

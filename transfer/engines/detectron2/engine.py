@@ -142,8 +142,8 @@ def _trainer_class(
                 built.append(PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, number))
             built.append(SaveAndEvaluate(training, engine.predictor(detector), stop))
             if is_main():
-                board = TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=training.start or None)
-                built.append(hooks.PeriodicWriter([CommonMetricPrinter(self.max_iter), board]))
+                writers = [CommonMetricPrinter(self.max_iter), TensorboardXWriter(cfg.OUTPUT_DIR)]
+                built.append(hooks.PeriodicWriter(writers))
             return built
 
         @classmethod

@@ -38,7 +38,7 @@ def train(training: Training, model: nn.Module, predict: Predictor) -> None:
     """
     loop = _Loop(training, model, predict)
     if is_main():
-        with MetricsWriter(training.output, training.start) as writer:
+        with MetricsWriter(training.output) as writer:
             loop.run(writer)
     else:
         loop.run(None)
