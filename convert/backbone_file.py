@@ -1,9 +1,10 @@
 """``backbone.pkl``: the file that Detectron2 reads, plus the conventions of its weights.
 
-``{"model": {name: array}, "__author__": ..., "matching_heuristics": True, "conventions": ...}``.
+``{"model": {name: array}, "__author__": ..., "matching_heuristics": True, "conventions": ...,
+"seen_images": ...}``.
 Names are those of Detectron2's ResNet (``stem.conv1.weight``, ``res2.0.conv1.norm.bias``, ...);
 Detectron2 matches them by their longest suffix, so that ``res5`` finds the box head of a C4 model
-and the backbone of an FPN. It ignores the entry that it does not know.
+and the backbone of an FPN. It ignores entries that it does not know.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from convert.conventions import Conventions
 from convert.reading import read_checkpoint
+from convert.seen_images import SeenImages
 from runtime.errors import InputError
 from runtime.files import atomic_write
 
@@ -25,10 +27,13 @@ DETECTOR = ("backbone.", "proposal_generator.", "roi_heads.")  # parts of a dete
 
 @dataclass(frozen=True)
 class Backbone:
-    """Arrays by Detectron2's names (float32; ``num_batches_tracked`` int64), and conventions."""
+    """Arrays by Detectron2's names (float32; ``num_batches_tracked`` int64), their conventions, and
+    the images that they were pretrained on where the checkpoint says so.
+    """
 
     arrays: dict[str, np.ndarray]
     conventions: Conventions
+    seen_images: SeenImages | None = None
 
 
 def write_backbone(path: str | Path, backbone: Backbone) -> None:
@@ -40,6 +45,8 @@ def write_backbone(path: str | Path, backbone: Backbone) -> None:
         "matching_heuristics": True,
         "conventions": backbone.conventions.to_dict(),
     }
+    if backbone.seen_images is not None:
+        content["seen_images"] = backbone.seen_images.to_dict()
     with atomic_write(path) as stream:
         pickle.dump(content, stream, protocol=4)
 
@@ -74,4 +81,6 @@ def read_backbone(path: str | Path) -> Backbone:
     arrays = {name: np.asarray(array) for name, array in content["model"].items()}
     if not arrays:
         raise InputError(f"{path} holds no weights: convert the original checkpoint again")
-    return Backbone(arrays, Conventions.from_dict(content["conventions"], str(path)))
+    conventions = Conventions.from_dict(content["conventions"], str(path))
+    seen = SeenImages.from_dict(content.get("seen_images"), str(path))
+    return Backbone(arrays, conventions, seen)

@@ -17,6 +17,7 @@ from convert.backbone_file import Backbone, check_name, write_backbone
 from convert.conventions import Conventions
 from convert.formats import Format, backbone_state, detect
 from convert.reading import read_checkpoint
+from convert.seen_images import SeenImages
 from runtime.files import sha256
 
 # torchvision's names → Detectron2's (both projects' own converters agree on these)
@@ -77,7 +78,8 @@ def convert(path: str | Path) -> Converted:
         for name in content.get("state_dict", content)
         if name.startswith(known.prefix) and name.removeprefix(known.prefix) not in state
     )
-    return Converted(Backbone(arrays, conventions), architecture, known, head)
+    seen = SeenImages.from_dict(content.get("seen_images"), source)
+    return Converted(Backbone(arrays, conventions, seen), architecture, known, head)
 
 
 def convert_file(source: str | Path, target: str | Path) -> Converted:

@@ -2,8 +2,9 @@
 
 ``epoch``, ``arch``, ``state_dict`` (``module.encoder_q.*``, ``module.encoder_k.*``,
 ``module.queue``, ``module.queue_ptr``; ``module.*`` for the supervised counterpart) and
-``optimizer`` are what every MoCo tool reads. ``step``, ``method``, ``config``, ``data`` and
-``versions`` are ours. No random state is stored: all draws are functions of the seed and the step.
+``optimizer`` are what every MoCo tool reads. ``step``, ``method``, ``config``, ``data``,
+``seen_images`` and ``versions`` are ours. No random state is stored: all draws are functions of the
+seed and the step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.optim import Optimizer
 
+from convert.seen_images import SeenImages
 from pretrain.config import NOT_PART_OF_THE_RECIPE, default_cfg
 from runtime.config import dump, leaves
 from runtime.errors import InputError
@@ -34,10 +36,12 @@ def save(
     step: int,
     epoch: int,
     fingerprint: str,
+    seen: SeenImages,
 ) -> None:
     """Write the state after ``step`` steps atomically and make it the run's last checkpoint.
 
-    ``epoch`` counts the finished epochs, ``fingerprint`` is that of the image folder.
+    ``epoch`` counts the finished epochs, ``fingerprint`` is that of the image folder,
+    ``seen`` what later tells whether a test image is one of them.
     """
     state = {
         "epoch": epoch,
@@ -48,6 +52,7 @@ def save(
         "method": cfg.METHOD,
         "config": dump(cfg),
         "data": fingerprint,
+        "seen_images": seen.to_dict(tensor=True),
         "versions": versions(),
     }
     with atomic_write(path) as stream:

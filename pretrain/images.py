@@ -66,6 +66,10 @@ class ImageFolder:
             digest.update(f"{name}\0{os.path.getsize(self.root / name)}\n".encode())
         return digest.hexdigest()
 
+    def read(self, index: int) -> bytes:
+        """The file of image ``index``."""
+        return (self.root / self.files[index]).read_bytes()
+
     def load(self, index: int) -> Image.Image:
         """Decode image ``index`` to RGB, upright by its EXIF tag.
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.data import DataLoader
 
+from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
 from pretrain.bn_groups import average_running_statistics_
 from pretrain.config import check, view_recipe
@@ -223,9 +225,14 @@ class _Run:
         if is_main():
             path = self.output / (FINAL if final else f"checkpoint_{epoch - 1:04d}.pth")
             checkpoint.save(
-                path, self.cfg, self.method.model, self.optimizer, done, epoch, self.fingerprint
+                *(path, self.cfg, self.method.model, self.optimizer, done, epoch),
+                *(self.fingerprint, self._seen),
             )
         barrier()
+
+    @cached_property
+    def _seen(self) -> SeenImages:
+        return SeenImages.of(len(self.folder.files), self.folder.read)
 
 
 def _device(cfg: CfgNode) -> torch.device:

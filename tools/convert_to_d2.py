@@ -25,6 +25,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"  head  {len(converted.head):4d} tensors not taken over ({', '.join(converted.head)})")
     for key, value in conventions.detectron2_keys().items():
         print(f"  {key}: {value}")
+    if seen := converted.backbone.seen_images:
+        print(f"  remembers {len(seen.digests)} of {seen.total} pretraining images")
     print(f"wrote {args.output}: {len(converted.backbone.arrays)} tensors, all found")
 
 

@@ -65,6 +65,10 @@ SPOILING: dict[str, tuple[Plant, str]] = {
         every("random", lambda run: run["schedule"].update(iterations=12000)),
         "The schedule (iterations) differs: 12000 (random); 24000 (supervised, moco).",
     ),
+    "pretrained on test": (
+        every("moco", lambda run: run.update(test_images_pretrained_on=12)),
+        "Arm moco was pretrained on test images: at least 12 of 4952.",
+    ),
     "trained on test": (
         lambda runs: [run["dataset"]["train"].append("voc_2007_test") for run in runs.values()],
         "Test images were trained on: voc_2007_test is in both sets.",

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import ROOT, write_images
 
+from convert import seen_images
+from convert.backbone_file import read_backbone
+from convert.to_detectron2 import convert_file
+from pretrain.config import load_cfg
+from pretrain.trainer import pretrain
 from runtime.errors import InputError
 from transfer.engines.embedded.engine import EmbeddedEngine
 from transfer.run.finetune import finetune
 from transfer.run.job import Job, Options
 from transfer.run.resolve import Resolved, resolve
+
+PRETRAIN = """
+MODEL.ARCH resnet18w0.125x MODEL.DIM 8 MODEL.QUEUE_SIZE 12 MODEL.BN_GROUP_SIZE 4
+VIEWS.CROP_SIZE 32 SOLVER.BATCH_SIZE 8 SOLVER.EPOCHS 1 DATA.NUM_WORKERS 0 DEVICE cpu"""
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +74,36 @@ def test_a_detector_as_initial_weights(world: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a trained detector"):
         finetune(job(world, weights=str(path)))
     assert not (world / "run").exists()
+
+
+@pytest.mark.parametrize("most", [10_000, 24])
+def test_test_images_among_the_pretraining_images(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch, most: int
+) -> None:
+    """From pretraining to the refusal; copies under other names are the same images."""
+    monkeypatch.setattr(seen_images, "MOST", most)
+    write_images(tmp_path / "images", 24)
+    for i in (6, 7):  # the test set
+        shutil.copy(world / f"voc/JPEGImages/{i}.jpg", tmp_path / f"images/copy{i}.jpg")
+    recipe = f"DATA.ROOT {tmp_path / 'images'} OUTPUT_DIR {tmp_path / 'pretraining'} {PRETRAIN}"
+    checkpoint = pretrain(load_cfg(ROOT / "configs/moco_v1_R50_200ep.yaml", recipe.split()))
+    remembered = convert_file(checkpoint, tmp_path / "moco.pkl").backbone.seen_images
+    assert remembered.total == 26
+    assert len(remembered.digests) == min(26, most)
+
+    leaking = job(world, weights=str(tmp_path / "moco.pkl"))
+    tested = [(world / f"voc/JPEGImages/{i}.jpg").read_bytes() for i in (6, 7)]
+    seen = sum(seen_images.digest(content) in remembered.digests for content in tested)
+    with pytest.raises(InputError, match=f"{seen} of 2 test images were among the images of pre"):
+        finetune(leaking)
+    assert not (world / "run").exists()
+    backbone = read_backbone(tmp_path / "moco.pkl")
+    on_purpose = replace(leaking, options=Options(allow_deviation=True))
+    capsys.readouterr()
+    assert resolve(EmbeddedEngine(), on_purpose, backbone).seen == seen
+    assert "test images were among the images of pretraining" in capsys.readouterr().err
+    innocent = replace(leaking, test_data=[f"voc:{world / 'voc'}:train"])
+    assert resolve(EmbeddedEngine(), innocent, backbone).seen == 0
 
 
 def test_a_depth_sets_the_width_that_belongs_to_it(world: Path, tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ def _check_all(comparison: Comparison, arms: Sequence[Arm]) -> Resolved:
     engine, _ = select_engine(job.engine)
     resolved = []
     for arm in arms:
-        conventions = read_backbone(arm.weights).conventions if arm.weights else None
-        resolved.append(resolve(engine, replace(job, seed=1, output=None), conventions))
+        backbone = read_backbone(arm.weights) if arm.weights else None
+        resolved.append(resolve(engine, replace(job, seed=1, output=None), backbone))
         if resolved[-1].recipe_hash != resolved[0].recipe_hash:
             raise InputError(
                 f"arm {arm.name} needs another recipe than arm {arms[0].name}: its architecture "

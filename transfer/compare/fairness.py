@@ -37,6 +37,7 @@ def mismatches(results: Sequence[Results]) -> list[str]:
         *_settings_differ(results),
         *_weights_differ(results),
         *_heads_were_trained(results),
+        *_pretrained_on_test(results),
         *_backbones_incomplete(results),
     ]
 
@@ -199,6 +200,15 @@ def _load_reports_missing(results: Sequence[Results]) -> Iterator[str]:
             f"No load report for {_who(results, without)}: nothing shows that the weights "
             "were loaded."
         )
+
+
+def _pretrained_on_test(results: Sequence[Results]) -> Iterator[str]:
+    for run in _first_of_each_arm(results):
+        if seen := run.get("test_images_pretrained_on"):
+            yield (
+                f"Arm {clean(run['arm'])} was pretrained on test images: at least {seen} of "
+                f"{run['dataset']['test_images']}."
+            )
 
 
 def _frozen_at_random(results: Sequence[Results]) -> Iterator[str]:

@@ -62,7 +62,7 @@ def finetune(job: Job) -> dict[str, Any]:
     set_up_logging(None, is_main())
     engine, reason = select_engine(job.engine)
     backbone = starting_weights(job)
-    resolved = resolve(engine, job, backbone.conventions if backbone else None)
+    resolved = resolve(engine, job, backbone)
     run = _Run(job, engine, reason, resolved, backbone)
     run.check()
     if not is_main():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from convert.backbone_file import Backbone
 from convert.conventions import Conventions
 from runtime.config import get, leaves, set_value
 from runtime.distributed import from_main, world_size
@@ -28,6 +29,7 @@ from transfer.engines.base import Engine
 from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_recipe
 from transfer.run.job import RANDOM, Job, Options
+from transfer.run.pretrained_on_test import seen_test_images
 from transfer.run.schedule import Given, apply_schedule, check_epochs
 
 log = logging.getLogger("moco")
@@ -59,6 +61,7 @@ class Resolved:
         train: the data sets to train on.
         test: the data sets to evaluate on.
         records: the images of ``train`` that are trained on; none where a run only evaluates.
+        seen: how many test images were among the pretraining images; None if nobody knows.
     """
 
     cfg: CfgNode
@@ -67,9 +70,10 @@ class Resolved:
     train: tuple[Dataset, ...]
     test: tuple[Dataset, ...]
     records: list[Record]
+    seen: int | None
 
 
-def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolved:
+def resolve(engine: Engine, job: Job, backbone: Backbone | None) -> Resolved:
     """Build the final recipe.
 
     Data given by option replaces DATASETS.*; MODEL.ROI_HEADS.NUM_CLASSES follows from the data;
@@ -94,8 +98,8 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
         cfg.SEED = from_main(_seed_left_open(Path(cfg.OUTPUT_DIR) / BEGUN, job.resume))
     use_what_there_is(cfg)
     reasons = _apply_depth(cfg, stated)
-    if conventions is not None:
-        _apply_conventions(cfg, conventions, stated)
+    if backbone is not None:
+        _apply_conventions(cfg, backbone.conventions, stated)
     _check_start(cfg, job)
     train, test = _apply_data(cfg, stated, custom=bool(job.train_data or job.test_data))
     records = [] if job.eval_only else training_records(cfg, train)
@@ -108,7 +112,8 @@ def resolve(engine: Engine, job: Job, conventions: Conventions | None) -> Resolv
     _check_steps(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
     deviations = _deviations(original, cfg, stated, reasons)
-    return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test, records)
+    seen = seen_test_images(test, backbone, job.options.allow_deviation)
+    return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test, records, seen)
 
 
 def use_what_there_is(cfg: CfgNode) -> None:

@@ -45,6 +45,7 @@ def describe(job: Job, resolved: Resolved) -> dict[str, Any]:
             "test_images": sum(len(dataset.records) for dataset in test),
             "classes": list(test[0].classes),
         },
+        "test_images_pretrained_on": resolved.seen,
         "precision": str(amp_dtype(cfg, job.options) or torch.float32).split(".")[-1],
         "peak_memory_mb": peak_memory_mb(),
         "hardware": hardware(),

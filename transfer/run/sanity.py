@@ -82,7 +82,7 @@ def _prepare(job: Job) -> _Check:
     engine, reason = select_engine(job.engine)
     log.info("engine: %s (%s)", engine.name, reason)
     backbone = starting_weights(job)
-    resolved = resolve(engine, job, backbone.conventions if backbone else None)
+    resolved = resolve(engine, job, backbone)
     cfg = _small(resolved.cfg)
     records = choose(resolved.records, IMAGES)
     mapper = Mapper(cfg, is_train=True)
