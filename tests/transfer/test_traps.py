@@ -106,6 +106,13 @@ def test_test_images_among_the_pretraining_images(
     assert resolve(EmbeddedEngine(), innocent, backbone).seen == 0
 
 
+def test_every_trap_of_the_page_has_its_test() -> None:
+    rows = (ROOT / "docs/traps.md").read_text().split("|---|---|---|\n")[1].splitlines()
+    for row in rows:
+        file, _, name = row.rsplit("`", 2)[1].partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), row
+
+
 def test_a_depth_sets_the_width_that_belongs_to_it(world: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"_BASE_: {ROOT / 'transfer/Base_C4.yaml'}\n")
