@@ -1,5 +1,7 @@
 """The pretraining recipe: every key, its default, and what it means.
 
+What a value may be is said in ``pretrain/checks.py``.
+
 Defaults are MoCo v1 as published (section 4.1 of the paper and the official code).
 """
 
@@ -9,10 +11,8 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from pretrain.images import ImageFolder
 from pretrain.views import ViewRecipe
 from runtime.config import merge
-from runtime.errors import InputError
 
 # Keys that may differ between a run and its continuation: where and how, never what.
 NOT_PART_OF_THE_RECIPE = ("OUTPUT_DIR", "DEVICE", "DATA.ROOT", "DATA.NUM_WORKERS", "LOG_PERIOD")
@@ -88,49 +88,3 @@ def view_recipe(cfg: CfgNode) -> ViewRecipe:
         blur_sigma=tuple(views.BLUR_SIGMA),
         flip_prob=views.FLIP_PROB,
     )
-
-
-def check(cfg: CfgNode, folder: ImageFolder, world_size: int) -> None:
-    """Refuse a recipe that cannot run, or that would go wrong silently. One line each."""
-    batch, group, count = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE, len(folder.files)
-    if cfg.METHOD not in ("moco", "supervised"):
-        raise InputError(f"METHOD {cfg.METHOD!r} is not known: moco or supervised")
-    if cfg.SOLVER.SCHEDULE not in ("multistep", "cosine"):
-        raise InputError(f"SOLVER.SCHEDULE {cfg.SOLVER.SCHEDULE!r} is not multistep or cosine")
-    for key in ("EPOCHS", "BATCH_SIZE"):
-        if cfg.SOLVER[key] < 1:
-            raise InputError(f"SOLVER.{key} {cfg.SOLVER[key]} must be at least 1")
-    if batch > count:
-        raise InputError(
-            f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {str(folder.root)!r}"
-        )
-    if group < 2:
-        raise InputError(f"MODEL.BN_GROUP_SIZE {group} must be at least 2: BN needs a batch")
-    if batch % (group * world_size):
-        raise InputError(
-            f"SOLVER.BATCH_SIZE {batch} does not divide into BN groups of {group} on {world_size} "
-            f"process(es): make it a multiple of {group * world_size}"
-        )
-    if cfg.METHOD == "moco":
-        _check_moco(cfg, folder)
-
-
-def _check_moco(cfg: CfgNode, folder: ImageFolder) -> None:
-    batch, group = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE
-    count, queue = len(folder.files), cfg.MODEL.QUEUE_SIZE
-    if cfg.MODEL.TEMPERATURE <= 0:
-        raise InputError(f"MODEL.TEMPERATURE {cfg.MODEL.TEMPERATURE} must be above 0")
-    if not 0 <= cfg.MODEL.MOMENTUM <= 1:
-        raise InputError(f"MODEL.MOMENTUM {cfg.MODEL.MOMENTUM} must lie in [0, 1]")
-    if queue < 1:
-        raise InputError(f"MODEL.QUEUE_SIZE {queue} must be at least 1")
-    if queue > count - batch:
-        raise InputError(
-            f"MODEL.QUEUE_SIZE {queue} is too large for {count} images and batch {batch}: keys of "
-            f"the same image would be negatives; at most {max(count - batch, 0)}"
-        )
-    if batch == group:
-        raise InputError(
-            f"one BN group holds the whole batch of {batch}: shuffled BN cannot hide the positive "
-            "key; make MODEL.BN_GROUP_SIZE smaller than SOLVER.BATCH_SIZE"
-        )

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
 from pretrain.bn_groups import average_running_statistics_
-from pretrain.config import check, view_recipe
+from pretrain.checks import check_data, check_values, doubts
+from pretrain.config import view_recipe
 from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
 from pretrain.images import ImageFolder
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
@@ -41,8 +42,9 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     Runs in every process of the process group, if there is one. Raises InputError before anything
     is written where the recipe, the images or the folder do not fit.
     """
+    check_values(cfg)
     folder = ImageFolder.scan(cfg.DATA.ROOT)
-    check(cfg, folder, world_size())
+    check_data(cfg, folder, world_size())
     method = _build_method(cfg, folder)
     output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
     barrier()
@@ -150,6 +152,8 @@ class _Run:
             world_size(),
             self.device,
         )
+        for line in doubts(cfg):
+            log.warning("%s", line)
         log.info("what the augmentation does to these images: %s", self.output / "views.png")
 
     def _loop(self, loader: DataLoader, writer: MetricsWriter | None) -> None:
@@ -238,10 +242,4 @@ class _Run:
 def _device(cfg: CfgNode) -> torch.device:
     available = "cuda" if torch.cuda.is_available() else "cpu"
     name = available if cfg.DEVICE == "auto" else cfg.DEVICE
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"DEVICE {name!r} is not known: auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("DEVICE cuda, but torch sees no GPU here: use DEVICE cpu")
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

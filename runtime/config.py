@@ -38,7 +38,7 @@ def merge(path: str | os.PathLike[str], overrides: Sequence[str], *tables: CfgNo
 def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All values of a nested mapping with their full names, e.g. MODEL.RPN.NMS_THRESH."""
     for key, value in section.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -99,6 +99,8 @@ def _assign(tables: Sequence[CfgNode], key: str, value: Any, where: str) -> None
     if isinstance(old, float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError):
             value = float(value)  # yacs alone refuses 1 where 1.0 is meant
+    if isinstance(old, str) and isinstance(value, str) and value[:1] not in ("'", '"'):
+        value = repr(value)  # text stays text: a folder may be called 2024
     try:
         target.merge_from_list([key, value])
         new = get(target, key)
@@ -112,9 +114,13 @@ def _assign(tables: Sequence[CfgNode], key: str, value: Any, where: str) -> None
 
 
 def _suggestion(cfg: CfgNode, key: str) -> str:
-    names = [name for name, _ in leaves(cfg)]
-    # A name in the wrong section is the commonest slip, hence the last part counts by itself.
-    last = key.rpartition(".")[2]
-    near = [name for name in names if name.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(key[:200], names, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(cfg)}"
+    """The nearest key; a name in the wrong section is the commonest slip, then a misspelt one."""
+    names = {name.upper(): name for name, _ in leaves(cfg)}
+    asked = key[:200].upper()
+    last = asked.rpartition(".")[2]
+    same = [name for name in names if name.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(asked, same, n=1, cutoff=0.0)
+    near = near or difflib.get_close_matches(asked, names, n=1)
+    ends = {name.rpartition(".")[2]: name for name in names}
+    near = near or [ends[end] for end in difflib.get_close_matches(last, ends, n=1)]
+    return f"; did you mean {names[near[0]]}?" if near else f"; known are {', '.join(cfg)}"

@@ -16,8 +16,9 @@ MAX_DEPTH = 8
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, which a few bytes can blow up to gigabytes with, and
-    without repeated keys, of which the last would silently win."""
+    """PyYAML's safe loader without aliases, which a few bytes can blow up to gigabytes with,
+    without repeated keys, of which the last would silently win, and without YAML 1.1's numbers to
+    the bases 8 and 60: nobody means 64 by 0100, or 90 by 1:30."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -35,6 +36,19 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: Any) -> Any:
+        digits = node.value.lstrip("+-")
+        if ":" in digits or (digits[:1] == "0" and digits[1:2].isdigit()):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} is no plain decimal number", node.start_mark
+            )
+        return self.yaml_constructors[f"{node.tag}:base"](self, node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(f"{_tag}:base", _Loader.yaml_constructors[_tag])
+    _Loader.add_constructor(_tag, _Loader.construct_decimal)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

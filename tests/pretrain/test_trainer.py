@@ -128,7 +128,7 @@ WRONG = {
     "unknown key": (["MODEL.QEUE_SIZE", "8"], "MODEL.QUEUE_SIZE"),
     "type": (["SOLVER.BATCH_SIZE", "many"], "SOLVER.BATCH_SIZE"),
     "odd": (["SOLVER.BATCH_SIZE"], "SOLVER.BATCH_SIZE"),
-    "schedule": (["SOLVER.SCHEDULE", "linear"], "multistep or cosine"),
+    "schedule": (["SOLVER.SCHEDULE", "linear"], "must be one of multistep, cosine"),
 }
 
 

@@ -60,6 +60,10 @@ def test_nesting_has_a_limit(tmp_path: Path) -> None:
         ("? [a, b]\n: 1\n", "not a plain YAML recipe"),
         ("A: {1: 2}\n", r"the key A\.1 must be text"),
         ("A: 2000-13-45\n", "not a plain YAML recipe"),
+        ("A: 0100\n", "'0100' is no plain decimal number"),
+        ("A: -1:30\n", "'-1:30' is no plain decimal number"),
+        ("A: 1:30.5\n", "no plain decimal number"),
+        ("A: 01.5\n", "no plain decimal number"),
         ("_BASE_: https://example.org/x.yaml\n", "must name local files"),
         ("_BASE_: 3\n", "must name local files"),
         ("_BASE_: absent.yaml\n", r"absent\.yaml: no such recipe file"),
@@ -71,6 +75,12 @@ def test_refusals(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         read_recipe(write(tmp_path, "r.yaml", text))
     assert "\n" not in str(caught.value)
+
+
+def test_plain_numbers_are_read(tmp_path: Path) -> None:
+    text = "A: [0, -7, 1_000, 0x10, 0.5, .5, 1.0e-3, 1.e+5, -0.0]\n"
+    expected = [0, -7, 1000, 16, 0.5, 0.5, 0.001, 100000.0, 0.0]
+    assert read_recipe(write(tmp_path, "r.yaml", text)) == {"A": expected}
 
 
 def test_binary_and_absent_files_are_refused(tmp_path: Path) -> None:

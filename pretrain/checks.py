@@ -1,0 +1,154 @@
+"""What a recipe's values may be: a rule for each key, and what must fit the images and machine.
+
+Types are checked where a recipe is read (:func:`runtime.config.merge`): they are those of the
+defaults. All of it happens before anything is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+
+from pretrain.images import ImageFolder
+from runtime.config import leaves, short
+from runtime.errors import InputError
+
+
+class Rule(NamedTuple):
+    """What a value must be; ``must`` completes the sentence "KEY VALUE must ..."."""
+
+    must: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(f"be one of {', '.join(filter(None, names))}", lambda value: value in names)
+
+
+def _at_least(low: float) -> Rule:
+    return Rule(f"be at least {low}", lambda value: low <= value < math.inf)
+
+
+def _above(low: float) -> Rule:
+    return Rule(f"be a number above {low}", lambda value: low < value < math.inf)
+
+
+def _within(low: float, high: float) -> Rule:
+    return Rule(f"lie in [{low}, {high}]", lambda value: low <= value <= high)
+
+
+def _numbers(must: str, count: int, holds: Callable[..., bool]) -> Rule:
+    return Rule(
+        must, lambda value: len(value) == count and all(map(_is_number, value)) and holds(*value)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _rising_counts(value: list[Any]) -> bool:
+    return all(type(x) is int and x > 0 for x in value) and value == sorted(set(value))
+
+
+_ANY = Rule("be text", lambda value: True)  # names are checked where they are looked up
+_PROBABILITY = _within(0, 1)
+
+RULES: dict[str, Rule] = {
+    "METHOD": _one_of("moco", "supervised"),
+    "MODEL.ARCH": _ANY,
+    "MODEL.DIM": _at_least(1),
+    "MODEL.MLP": _ANY,
+    "MODEL.QUEUE_SIZE": _at_least(1),
+    "MODEL.MOMENTUM": _within(0, 1),
+    "MODEL.TEMPERATURE": _above(0),
+    "MODEL.BN_GROUP_SIZE": Rule("be at least 2: BN needs a batch", lambda value: value >= 2),
+    "DATA.ROOT": _ANY,
+    "DATA.NUM_WORKERS": _at_least(-1),
+    "VIEWS.CROP_SIZE": _at_least(1),
+    "VIEWS.CROP_SCALE": _numbers(
+        "be two shares of the area, 0 < low <= high <= 1", 2, lambda low, high: 0 < low <= high <= 1
+    ),
+    "VIEWS.JITTER": _numbers(
+        "be brightness, contrast and saturation in [0, 1] and hue in [0, 0.5]",
+        4,
+        lambda *x: all(0 <= v <= 1 for v in x[:3]) and 0 <= x[3] <= 0.5,
+    ),
+    "VIEWS.JITTER_PROB": _PROBABILITY,
+    "VIEWS.GRAYSCALE_PROB": _PROBABILITY,
+    "VIEWS.GRAYSCALE_FIRST": _ANY,
+    "VIEWS.BLUR_PROB": _PROBABILITY,
+    "VIEWS.BLUR_SIGMA": _numbers(
+        "be two widths in pixels, 0 < low <= high", 2, lambda low, high: 0 < low <= high < math.inf
+    ),
+    "VIEWS.FLIP_PROB": _PROBABILITY,
+    "SOLVER.BATCH_SIZE": _at_least(1),
+    "SOLVER.BASE_LR": _above(0),
+    "SOLVER.SCHEDULE": _one_of("multistep", "cosine"),
+    "SOLVER.MILESTONES": Rule("be rising whole numbers above 0", _rising_counts),
+    "SOLVER.GAMMA": Rule("lie in (0, 1]", lambda value: 0 < value <= 1),
+    "SOLVER.WARMUP_STEPS": _at_least(0),
+    "SOLVER.MOMENTUM": Rule("lie in [0, 1): at 1 nothing is forgotten", lambda x: 0 <= x < 1),
+    "SOLVER.WEIGHT_DECAY": _at_least(0),
+    "SOLVER.EPOCHS": _at_least(1),
+    "CHECKPOINT_PERIOD": _at_least(1),
+    "LOG_PERIOD": _at_least(1),
+    "SEED": _within(0, 2**63 - 1),
+    "DEVICE": _one_of("auto", "cpu", "cuda"),
+    "OUTPUT_DIR": _ANY,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """InputError for the first value that breaks its key's rule or cannot run on this machine."""
+    for key, value in leaves(cfg):
+        rule = RULES[key]
+        if not rule.holds(value):
+            raise InputError(f"{key} {short(value)} must {rule.must}")
+    if cfg.DEVICE == "cuda" and not torch.cuda.is_available():
+        raise InputError("DEVICE cuda, but torch sees no GPU here: use DEVICE cpu")
+
+
+def check_data(cfg: CfgNode, folder: ImageFolder, world_size: int) -> None:
+    """Refuse a recipe that does not fit the images or the processes. One line each."""
+    batch, group, count = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE, len(folder.files)
+    if batch > count:
+        raise InputError(
+            f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {str(folder.root)!r}"
+        )
+    if batch % (group * world_size):
+        raise InputError(
+            f"SOLVER.BATCH_SIZE {batch} does not divide into BN groups of {group} on {world_size} "
+            f"process(es): make it a multiple of {group * world_size}"
+        )
+    if cfg.METHOD == "moco":
+        _check_moco(cfg, count)
+
+
+def _check_moco(cfg: CfgNode, count: int) -> None:
+    batch, queue = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.QUEUE_SIZE
+    if queue > count - batch:
+        raise InputError(
+            f"MODEL.QUEUE_SIZE {queue} is too large for {count} images and batch {batch}: keys of "
+            f"the same image would be negatives; at most {max(count - batch, 0)}"
+        )
+    if batch == cfg.MODEL.BN_GROUP_SIZE:
+        raise InputError(
+            f"one BN group holds the whole batch of {batch}: shuffled BN cannot hide the positive "
+            "key; make MODEL.BN_GROUP_SIZE smaller than SOLVER.BATCH_SIZE"
+        )
+
+
+def doubts(cfg: CfgNode) -> Iterator[str]:
+    """What can run but is seldom meant, a line each."""
+    solver = cfg.SOLVER
+    late = [milestone for milestone in solver.MILESTONES if milestone >= solver.EPOCHS]
+    if solver.SCHEDULE == "multistep" and late:
+        yield (
+            f"SOLVER.MILESTONES {', '.join(map(str, late))} never come in "
+            f"SOLVER.EPOCHS {solver.EPOCHS}: fine for a trial"
+        )
