@@ -40,7 +40,7 @@ def save(
 ) -> None:
     """Write the state after ``step`` steps atomically and make it the run's last checkpoint.
 
-    ``epoch`` counts the finished epochs, ``fingerprint`` is that of the image folder,
+    ``epoch`` counts the finished epochs, ``fingerprint`` is that of the source of images,
     ``seen`` what later tells whether a test image is one of them.
     """
     state = {
@@ -77,7 +77,7 @@ def resume(
     _check_same_recipe(path, saved, cfg)
     if saved_data != fingerprint:
         raise InputError(
-            f"the images below {cfg.DATA.ROOT!r} are not those that {str(path)!r} was trained on: "
+            f"the images of {cfg.DATA.ROOT!r} are not those that {str(path)!r} was trained on: "
             "restore them, or start a new run in another OUTPUT_DIR"
         )
     weights = {name.removeprefix(PREFIX): value for name, value in state["state_dict"].items()}

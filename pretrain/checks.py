@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from fvcore.common.config import CfgNode
 
-from pretrain.images import ImageFolder
+from pretrain.images import ImageSource
 from runtime.config import leaves, short
 from runtime.errors import InputError
 
@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     "MODEL.BN_GROUP_SIZE": Rule("be at least 2: BN needs a batch", lambda value: value >= 2),
     "DATA.ROOT": _ANY,
     "DATA.NUM_WORKERS": _at_least(-1),
+    "DATA.MAX_UNREADABLE": _within(0, 1),
     "VIEWS.CROP_SIZE": _at_least(1),
     "VIEWS.CROP_SCALE": _numbers(
         "be two shares of the area, 0 < low <= high <= 1", 2, lambda low, high: 0 < low <= high <= 1
@@ -113,7 +114,7 @@ def check_values(cfg: CfgNode) -> None:
         raise InputError("DEVICE cuda, but torch sees no GPU here: use DEVICE cpu")
 
 
-def check_data(cfg: CfgNode, folder: ImageFolder, world_size: int) -> None:
+def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
     """Refuse a recipe that does not fit the images or the processes. One line each."""
     batch, group, count = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE, len(folder.files)
     if batch > count:

@@ -15,7 +15,10 @@ from pretrain.views import ViewRecipe
 from runtime.config import merge
 
 # Keys that may differ between a run and its continuation: where and how, never what.
-NOT_PART_OF_THE_RECIPE = ("OUTPUT_DIR", "DEVICE", "DATA.ROOT", "DATA.NUM_WORKERS", "LOG_PERIOD")
+NOT_PART_OF_THE_RECIPE = (
+    *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
+    *("DATA.ROOT", "DATA.NUM_WORKERS", "DATA.MAX_UNREADABLE"),
+)
 
 
 def default_cfg() -> CfgNode:
@@ -35,6 +38,8 @@ def default_cfg() -> CfgNode:
             "DATA": {
                 "ROOT": "",
                 "NUM_WORKERS": -1,  # -1: one a core, at most 8
+                # Share of unreadable images that stops the run, but at least 3 may be; 0: none may
+                "MAX_UNREADABLE": 0.001,
             },
             "VIEWS": {
                 "CROP_SIZE": 224,

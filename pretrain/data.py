@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain.images import ImageFolder
+from pretrain.images import ImageSource, UnreadableImageError
 from pretrain.views import ViewRecipe, apply, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+REPLACEMENTS = 20  # images tried in place of an unreadable one
 
 
 @dataclass(frozen=True)
@@ -26,45 +29,71 @@ class Batch:
     Attributes:
         views: ``view_count`` tensors N x 3 x S x S, uint8, RGB.
         labels: int64 N; the class index, or -1 without classes.
-        indices: int64 N; which image of the folder.
+        indices: int64 N; which image of the source.
+        unreadable: name and reason of the images that others took the places of.
     """
 
     views: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     indices: torch.Tensor
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+class Sample(NamedTuple):
+    """The views of one image, its label and index, and what had to be left out before it."""
+
+    views: list[torch.Tensor]
+    label: int
+    image_index: int
+    unreadable: list[tuple[str, str]]
 
 
 class ViewDataset(Dataset):
-    """``dataset[epoch, index]``: the views of image ``index`` in that epoch, its label, its index.
+    """``dataset[epoch, index]``: the views of image ``index`` in that epoch.
 
-    A damaged image is returned as the InputError itself: raised in a worker process, its one line
-    would drown in the worker's traceback.
+    Another image takes the place of an unreadable one, with its own label; which one is a function
+    of (seed, epoch, index), and the views are drawn as for that place, so that they repeat nothing.
+    An InputError is returned, not raised: in a worker its one line would drown in a traceback.
     """
 
     def __init__(
         self,
-        folder: ImageFolder,
+        source: ImageSource,
         recipe: ViewRecipe,
         view_count: int,
         seed: int,
         labels: list[int] | None,
     ) -> None:
-        self.folder = folder
+        self.source = source
         self.recipe = recipe
         self.view_count = view_count
         self.seed = seed
         self.labels = labels
 
-    def __getitem__(
-        self, where: tuple[int, int]
-    ) -> tuple[list[torch.Tensor], int, int] | InputError:
-        epoch, index = where
-        try:
-            image = self.folder.load(index)
-        except InputError as error:
-            return error
-        views = [self._view(image, epoch, index, view) for view in range(self.view_count)]
-        return views, self.labels[index] if self.labels is not None else -1, index
+    def __getitem__(self, where: tuple[int, int]) -> Sample | InputError:
+        unreadable = []
+        for candidate in self._candidates(*where):
+            try:
+                image = self.source.load(candidate)
+            except UnreadableImageError as error:
+                unreadable.append((self.source.files[candidate], error.reason))
+            except InputError as error:
+                return error
+            else:
+                views = [self._view(image, *where, view) for view in range(self.view_count)]
+                label = self.labels[candidate] if self.labels is not None else -1
+                return Sample(views, label, candidate, unreadable)
+        name, reason = unreadable[0]
+        return InputError(
+            f"cannot read image {name!r} ({reason}), nor {REPLACEMENTS} others drawn in its place: "
+            f"look at the images of {str(self.source.root)!r}"
+        )
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        rng = generator(self.seed, "replacement", epoch, index)
+        for _ in range(REPLACEMENTS):
+            yield int(rng.integers(len(self.source.files)))
 
     def _view(self, image: Image.Image, epoch: int, index: int, view: int) -> torch.Tensor:
         rng = generator(self.seed, "augmentation", epoch, index, view)
@@ -114,18 +143,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(index)) for index in order[first : first + share]]
 
 
-def collate(samples: list[tuple[list[torch.Tensor], int, int] | InputError]) -> Batch | InputError:
+def collate(samples: list[Sample | InputError]) -> Batch | InputError:
     """Stack samples to a :class:`Batch`; the first InputError among them instead, if any."""
     good = []
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
         good.append(sample)
-    views, labels, indices = zip(*good, strict=True)
+    views, labels, indices, unreadable = zip(*good, strict=True)
     return Batch(
         tuple(torch.stack(view) for view in zip(*views, strict=True)),
         torch.tensor(labels),
         torch.tensor(indices),
+        tuple(itertools.chain.from_iterable(unreadable)),
     )
 
 

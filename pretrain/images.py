@@ -1,25 +1,84 @@
-"""A folder of images: flat or nested, any names, as it is on the disk."""
+"""What a source of images is, and the plainest one: a folder, flat or nested, any names."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from pretrain.decode import MAX_BYTES, decode, reason
 from runtime.errors import InputError
 from runtime.image_files import IMAGE_SUFFIXES, images_below
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """All images below ``root``, in the order of their relative names.
+class UnreadableImageError(InputError):
+    """The bytes of one image are damaged. ``name`` and ``reason`` say which and how."""
 
-    ``files`` are paths relative to ``root``. The order does not depend on the file system, so that
-    index i names the same image on every machine.
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read image {name!r} ({reason}): repair it or move it away")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+class ImageSource(ABC):
+    """N images, each read by its index in any order.
+
+    Attributes:
+        root: where they lie, for messages.
+        files: name of each image. Index i names the same image on every machine.
     """
+
+    root: Path
+    files: Sequence[str]
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The file of image ``index``. InputError where the storage fails: the run must stop."""
+
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Class of each image. InputError where one has none."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 over names, sizes and given labels: tells whether a data set has changed."""
+
+    def load(self, index: int) -> Image.Image:
+        """Decode image ``index`` to RGB, upright by its Exif tag.
+
+        UnreadableImageError where it is damaged; nothing is replaced in silence.
+        """
+        content = self.read(index)
+        try:
+            return decode(content)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise many types on damaged files
+            raise UnreadableImageError(str(self.root / self.files[index]), reason(error)) from error
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, sorted. InputError where an image has none or there is only one."""
+        names = tuple(sorted(set(self.class_names())))
+        if len(names) < 2:
+            raise InputError(f"{str(self.root)!r} holds one class, {names[0]!r}: need two")
+        return names
+
+    def labels(self) -> list[int]:
+        """Class index of each image, in the order of :meth:`classes`."""
+        index = {name: i for i, name in enumerate(self.classes())}
+        return [index[name] for name in self.class_names()]
+
+
+@dataclass(frozen=True)
+class ImageFolder(ImageSource):
+    """All images below ``root``, in the order of their relative names."""
 
     root: Path
     files: tuple[str, ...]
@@ -38,49 +97,48 @@ class ImageFolder:
             raise InputError(f"{option} {str(path)!r} holds no images: looked for {known}")
         return cls(path, tuple(files))
 
-    def classes(self) -> tuple[str, ...]:
-        """Names of the sub-folders that hold the images, sorted: the labels of supervision.
+    def read(self, index: int) -> bytes:
+        """The file of image ``index``. InputError where that fails."""
+        return read_file(self.root / self.files[index])
 
-        InputError where an image lies outside a sub-folder or there is only one.
-        """
+    def class_names(self) -> list[str]:
+        """Names of the top sub-folders that hold the images."""
         loose = next((name for name in self.files if "/" not in name), None)
         if loose is not None:
             raise InputError(
                 f"{str(self.root / loose)!r} lies in no class folder: supervised training needs "
                 "DATA.ROOT/CLASS/image.jpg"
             )
-        names = tuple(sorted({name.split("/", 1)[0] for name in self.files}))
-        if len(names) < 2:
-            raise InputError(f"{str(self.root)!r} holds one class folder, {names[0]!r}: need two")
-        return names
-
-    def labels(self) -> list[int]:
-        """Class index of each file, in the order of :meth:`classes`."""
-        index = {name: i for i, name in enumerate(self.classes())}
-        return [index[name.split("/", 1)[0]] for name in self.files]
+        return [name.split("/", 1)[0] for name in self.files]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and sizes of the files: tells whether a data set has changed."""
+        """SHA-256 over the names and sizes of the files."""
         digest = hashlib.sha256()
         for name in self.files:
-            digest.update(f"{name}\0{os.path.getsize(self.root / name)}\n".encode())
+            digest.update(os.fsencode(name) + f"\0{file_size(self.root / name)}\n".encode())
         return digest.hexdigest()
 
-    def read(self, index: int) -> bytes:
-        """The file of image ``index``."""
-        return (self.root / self.files[index]).read_bytes()
 
-    def load(self, index: int) -> Image.Image:
-        """Decode image ``index`` to RGB, upright by its EXIF tag.
+def read_file(path: Path) -> bytes:
+    """The content of a file. InputError where the storage fails.
 
-        InputError for a damaged file; nothing is replaced in silence.
-        """
-        path = self.root / self.files[index]
-        try:
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"cannot read image {str(path)!r} ({reason}): repair it or move it away"
-            ) from error
+    Of a file that is far too large, just enough for :func:`pretrain.decode.decode` to refuse it.
+    """
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            return stream.read(min(os.fstat(stream.fileno()).st_size, MAX_BYTES + 1))
+    except OSError as error:
+        raise of_the_storage(path, error) from error
+
+
+def file_size(path: Path) -> int:
+    """Bytes in a file. InputError where it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise of_the_storage(path, error) from error
+
+
+def of_the_storage(path: Path, error: OSError) -> InputError:
+    """It is not the image's fault and may work another time: to go on would not be repeatable."""
+    return InputError(f"cannot read {str(path)!r}: {error.strerror}")

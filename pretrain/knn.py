@@ -12,11 +12,11 @@ from torchvision.models.resnet import ResNet
 from torchvision.transforms import functional as TF
 
 from pretrain.data import normalise
-from pretrain.images import ImageFolder
+from pretrain.images import ImageSource
 
 
 @torch.no_grad()
-def features(encoder: ResNet, folder: ImageFolder, size: int, batch_size: int = 64) -> torch.Tensor:
+def features(encoder: ResNet, folder: ImageSource, size: int, batch_size: int = 64) -> torch.Tensor:
     """Unit-length features after global average pooling: images x channels, float32, on the CPU.
 
     Images are resized to ``size``·8/7 on the short side and cropped in the centre, as for

@@ -18,10 +18,10 @@ VIEW_ROWS = 8
 def save_views(dataset: ViewDataset, path: Path) -> None:
     """Write a grid of the first images' views in two epochs: one image a row.
 
-    Raises InputError where one of these images is damaged.
+    Raises InputError where the storage of the images fails.
     """
     rows = []
-    for index in range(min(VIEW_ROWS, len(dataset.folder.files))):
+    for index in range(min(VIEW_ROWS, len(dataset.source.files))):
         for epoch in (0, 1):
             sample = dataset[epoch, index]
             if isinstance(sample, InputError):

@@ -20,9 +20,11 @@ from pretrain.bn_groups import average_running_statistics_
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
 from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
-from pretrain.images import ImageFolder
+from pretrain.images import ImageSource
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
 from pretrain.pictures import save_views
+from pretrain.sources import open_source
+from pretrain.unreadable import UnreadableImages, allowed
 from runtime import rundir
 from runtime.config import dump
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
@@ -43,7 +45,7 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
     is written where the recipe, the images or the folder do not fit.
     """
     check_values(cfg)
-    folder = ImageFolder.scan(cfg.DATA.ROOT)
+    folder = open_source(cfg.DATA.ROOT)
     check_data(cfg, folder, world_size())
     method = _build_method(cfg, folder)
     output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
@@ -56,7 +58,7 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
         return _Run(cfg, folder, method, output, resume).train()
 
 
-def _build_method(cfg: CfgNode, folder: ImageFolder) -> Method:
+def _build_method(cfg: CfgNode, folder: ImageSource) -> Method:
     torch.manual_seed(cfg.SEED)  # the only use of torch's global generator: the initial weights
     if cfg.METHOD == "supervised":
         return SupervisedMethod(cfg, len(folder.classes()))
@@ -67,13 +69,15 @@ class _Run:
     """One pretraining run: its model, optimiser, data and files."""
 
     def __init__(
-        self, cfg: CfgNode, folder: ImageFolder, method: Method, output: Path, resume: bool
+        self, cfg: CfgNode, folder: ImageSource, method: Method, output: Path, resume: bool
     ) -> None:
         self.cfg, self.folder, self.method, self.output = cfg, folder, method, output
         self.device = _device(cfg)
         self.steps_per_epoch = len(folder.files) // cfg.SOLVER.BATCH_SIZE
         self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
         self.fingerprint = folder.fingerprint()
+        limit = allowed(cfg.DATA.MAX_UNREADABLE, len(folder.files))
+        self.unreadable = UnreadableImages(output, limit, resume)
         method.model.to(self.device).to(memory_format=torch.channels_last)
         method.model.train()
         self.optimizer = torch.optim.SGD(
@@ -138,7 +142,7 @@ class _Run:
         rewind_metrics(self.output, self.start)
         save_views(dataset, self.output / "views.png")
         log.info(
-            "%s: %s, %d images below %s, %d steps (%d epochs of %d), global batch %d in BN groups "
+            "%s: %s, %d images of %s, %d steps (%d epochs of %d), global batch %d in BN groups "
             "of %d on %d process(es), %s",
             cfg.METHOD,
             cfg.MODEL.ARCH,
@@ -167,9 +171,11 @@ class _Run:
             progress.waited(time.perf_counter() - before)
             if isinstance(batch, InputError):
                 raise batch
+            self.unreadable.note(batch.unreadable)
             loss, accuracy = self._step(model, batch)
             done = step + 1
             if done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps:
+                self.unreadable.gather()
                 self._log(writer, progress, done, loss, accuracy, lr)
             self._maybe_save(done)
 
@@ -225,6 +231,7 @@ class _Run:
         final = done == self.total_steps
         if not final and (rest or epoch % self.cfg.CHECKPOINT_PERIOD):
             return
+        self.unreadable.gather()
         average_running_statistics_(self.method.model)
         if is_main():
             path = self.output / (FINAL if final else f"checkpoint_{epoch - 1:04d}.pth")

@@ -63,6 +63,15 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
+def all_gather_objects(value: Any) -> list[Any]:
+    """The plain object ``value`` of every process, in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait for all ranks; nothing for one process."""
     if world_size() > 1:

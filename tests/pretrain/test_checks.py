@@ -24,6 +24,7 @@ WRONG = {
     "MODEL.TEMPERATURE": [0.0, -1.0, NAN, float("inf")],
     "MODEL.BN_GROUP_SIZE": [1],
     "DATA.NUM_WORKERS": [-2],
+    "DATA.MAX_UNREADABLE": [-0.1, 1.5, NAN],
     "VIEWS.CROP_SIZE": [0],
     "VIEWS.CROP_SCALE": [[0.0, 1.0], [0.5, 0.2], [0.2, 1.1], [0.2], [0.2, 0.5, 1.0], ["a", "b"]],
     "VIEWS.JITTER": [[0.4, 0.4, 0.4], [0.4, 0.4, 0.4, 0.6], [-0.1, 0, 0, 0], [True] * 4],

@@ -50,15 +50,6 @@ def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (image.mode, image.size) == ("RGB", (8, 6))
 
 
-def test_damaged_image_is_named(image_folder: Path) -> None:
-    (image_folder / "a" / "000.jpg").write_bytes(b"\xff\xd8\xff broken")
-    dataset = ViewDataset(ImageFolder.scan(image_folder), ViewRecipe(8), 2, 0, None)
-    loader = build_loader(dataset, EpochBatches(24, 24, 1, 0), num_workers=1)
-    problem = next(iter(loader))
-    assert isinstance(problem, InputError)
-    assert "a/000.jpg" in str(problem)
-
-
 def collected(folder: Path, workers: int, world: int, start: int = 0) -> list[torch.Tensor]:
     """The global batches of six steps (two epochs), put together from all ranks."""
     dataset = ViewDataset(ImageFolder.scan(folder), ViewRecipe(8, blur_prob=0.5), 2, 7, None)

@@ -1,0 +1,147 @@
+"""WebDataset shards on a local disk, read in any order by means of an index of their headers.
+
+So a data set in shards is shuffled, split and resumed exactly as a folder is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.images import ImageSource, of_the_storage
+from pretrain.tar_index import index_tar
+from runtime.errors import InputError
+
+MAX_SHARDS = 1_000_000  # that a pattern may name
+
+
+@dataclass(frozen=True)
+class Shards(ImageSource):
+    """The images of tar files, in the order of the files and of their members.
+
+    ``files`` are named SHARD.tar/MEMBER. ``shards`` are paths; ``shard``, ``offsets``, ``sizes``
+    and ``given`` (class index or -1) are int64 N.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    shards: tuple[Path, ...]
+    shard: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    given: np.ndarray
+
+    @classmethod
+    def scan(cls, shards: Sequence[Path], root: Path) -> Shards:
+        """Index the tar files, all below ``root``. InputError for the first that cannot be used."""
+        missing = [path for path in shards if not path.is_file()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(shards)} shards are not there, the first is "
+                f"{str(missing[0])!r}"
+            )
+        names: list[str] = []
+        indices = []
+        for path in shards:
+            index = index_tar(path)
+            prefix = os.path.relpath(path, root).replace(os.sep, "/")
+            names += [f"{prefix}/{name}" for name in index.names]
+            indices.append(index)
+        counts = [len(index.names) for index in indices]
+        return cls(
+            root,
+            tuple(names),
+            tuple(shards),
+            np.repeat(np.arange(len(shards)), counts),
+            np.concatenate([index.offsets for index in indices]),
+            np.concatenate([index.sizes for index in indices]),
+            np.concatenate([index.classes for index in indices]),
+        )
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image ``index``. InputError where that fails."""
+        path, size = self.shards[self.shard[index]], int(self.sizes[index])
+        try:
+            with open(path, "rb", buffering=0) as stream:
+                content = os.pread(stream.fileno(), size, int(self.offsets[index]))
+        except OSError as error:
+            raise of_the_storage(path, error) from error
+        if len(content) != size:
+            raise InputError(f"{str(path)!r} has become shorter since this run began")
+        return content
+
+    def class_names(self) -> list[str]:
+        """Class indices from the ``.cls`` members, as text that sorts like the numbers."""
+        if (self.given < 0).any():
+            first = self.files[int(np.argmax(self.given < 0))]
+            raise InputError(
+                f"{first!r} in {str(self.root)!r} has no class: supervised training needs "
+                "KEY.cls beside KEY.jpg"
+            )
+        width = len(str(self.given.max()))
+        return [f"{value:0{width}d}" for value in self.given]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over shards' and members' names, sizes and classes."""
+        digest = hashlib.sha256()
+        for name, size, given in zip(self.files, self.sizes, self.given, strict=True):
+            digest.update(os.fsencode(name) + f"\0{size}\0{given}\n".encode())
+        return digest.hexdigest()
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The tar files in ``folder``, sorted. InputError where one of a numbered row is missing."""
+    paths = sorted(folder.glob("*.tar"))
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for path in paths:
+        match = re.fullmatch(r"(.*?)(\d+)(\D*)", path.name)
+        if match:
+            numbers.setdefault((match[1], match[3]), []).append(int(match[2]))
+    for (before, after), row in numbers.items():
+        gap = next((n for n in range(min(row), max(row)) if n not in set(row)), None)
+        if gap is not None:
+            raise InputError(
+                f"{str(folder)!r} has shards {before}{min(row)}{after} to {before}{max(row)}{after}"
+                f" but not {gap}: add it, or name the shards, e.g. "
+                f"'{{{min(row)}..{gap - 1},{gap + 1}..{max(row)}}}'"
+            )
+    return paths
+
+
+def expand(pattern: str) -> list[str]:
+    """``a{000..002}.tar`` or ``{train,val}.tar``, as in bash: the names, in order.
+
+    The items of a brace are words or ranges of numbers, whose leading zeros are kept. InputError
+    for a wrong pattern.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if any("{" in part or "}" in part for part in parts):
+        raise InputError(f"{pattern!r}: braces do not match, or lie in each other")
+    choices = [[part] if i % 2 == 0 else _items(part, pattern) for i, part in enumerate(parts)]
+    if np.prod([float(len(choice)) for choice in choices]) > MAX_SHARDS:
+        raise InputError(f"{pattern!r} names more than {MAX_SHARDS} shards")
+    names = ["".join(choice) for choice in itertools.product(*choices)]
+    if len(set(names)) < len(names):
+        raise InputError(f"{pattern!r} names a shard twice")
+    return names
+
+
+def _items(brace: str, pattern: str) -> list[str]:
+    items: list[str] = []
+    for item in brace.split(","):
+        match = re.fullmatch(r"(\d+)\.\.(\d+)", item)
+        if not match:
+            items.append(item)
+            continue
+        first, last = int(match[1]), int(match[2])
+        if not 0 <= last - first < MAX_SHARDS:
+            raise InputError(f"{pattern!r}: the range {item!r} is empty or too long")
+        items += [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+    return items

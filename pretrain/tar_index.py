@@ -1,0 +1,166 @@
+"""Where the images of a tar file lie: one pass over its headers, kept for the next start.
+
+Nothing is extracted: an image is read as a range of the tar file's bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from pretrain.decode import MAX_BYTES
+from runtime.errors import InputError
+from runtime.files import atomic_write
+from runtime.image_files import IMAGE_SUFFIXES
+
+log = logging.getLogger("moco")
+
+VERSION = 1  # of the cached index and of the rules of this file
+CLASS_SUFFIX = ".cls"  # WebDataset's: the class index as text
+MAX_CLASS_BYTES = 20
+MAX_PADDING = 1 << 20  # zeros after the last member
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The images of one tar file, in its order.
+
+    Attributes:
+        names: of the members, N.
+        offsets, sizes: of their bytes in the tar file, int64 N.
+        classes: index given by WebDataset's ``KEY.cls``, int64 N; -1 without one.
+    """
+
+    names: tuple[str, ...]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    classes: np.ndarray
+
+
+def index_tar(path: Path) -> TarIndex:
+    """Index the tar file, or take the index that an earlier start has left in the user's cache.
+
+    InputError where the file is damaged, cut short or compressed, or a member is unsafe.
+    """
+    cached = _cache_file(path)
+    with contextlib.suppress(Exception):  # absent or damaged: it is made anew
+        return _load(cached)
+    index = _scan(path)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        _save(cached, index)
+    except OSError as error:
+        log.debug("no index kept in %s: %s", cached, error)  # the next start reads the headers
+    return index
+
+
+def _cache_file(path: Path) -> Path:
+    """Named after everything that it depends on, so that an old one is never taken for a new."""
+    status = path.stat()
+    key = f"{VERSION}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
+    return cache / "moco-transfer" / "tar-index" / f"{name}.npz"
+
+
+def _save(path: Path, index: TarIndex) -> None:
+    names = np.frombuffer(os.fsencode("\0".join(index.names)), dtype=np.uint8)
+    with atomic_write(path) as stream:
+        np.savez(
+            stream, names=names, offsets=index.offsets, sizes=index.sizes, classes=index.classes
+        )
+
+
+def _load(path: Path) -> TarIndex:
+    with np.load(path, allow_pickle=False) as values:
+        names = tuple(os.fsdecode(values["names"].tobytes()).split("\0"))
+        index = TarIndex(names, values["offsets"], values["sizes"], values["classes"])
+    if not len(names) == len(index.offsets) == len(index.sizes) == len(index.classes):
+        raise ValueError("arrays of unequal length")
+    return index
+
+
+def _scan(path: Path) -> TarIndex:
+    images: dict[str, tuple[int, int]] = {}
+    classes: dict[str, int] = {}
+    with open(path, "rb") as stream:
+        for member in _members(path, stream):
+            name, base = member.name, member.name.rpartition("/")[2]
+            is_image = name.lower().endswith(IMAGE_SUFFIXES)
+            if (
+                member.isdir()
+                or base.startswith(".")
+                or not (is_image or name.endswith(CLASS_SUFFIX))
+            ):
+                continue
+            _check_member(path, stream, member)
+            if name in images:
+                raise InputError(f"{str(path)!r} holds {name!r} twice: make the shard anew")
+            if is_image:
+                images[name] = member.offset_data, member.size
+            else:
+                classes[_key(name)] = _class(path, stream, member)
+    if not images:
+        raise InputError(f"{str(path)!r} holds no images: looked for {' '.join(IMAGE_SUFFIXES)}")
+    places = np.array(list(images.values()), dtype=np.int64)
+    of_each = np.array([classes.get(_key(name), -1) for name in images], dtype=np.int64)
+    return TarIndex(tuple(images), places[:, 0], places[:, 1], of_each)
+
+
+def _members(path: Path, stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """All members; InputError where tarfile would stop in silence, at the first damaged header."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                yield member
+            end = tar.offset
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise InputError(
+            f"cannot read tar file {str(path)!r} ({error}): shards are plain, not compressed tar "
+            "files; make it anew"
+        ) from error
+    stream.seek(end)
+    rest = stream.read(MAX_PADDING + 1)
+    if len(rest) > MAX_PADDING or any(rest):
+        raise InputError(
+            f"{str(path)!r} is damaged at byte {end}: no header and no end of the tar file there"
+        )
+
+
+def _check_member(path: Path, stream: IO[bytes], member: tarfile.TarInfo) -> None:
+    where = f"{member.name!r} in {str(path)!r}"
+    if not member.isreg() or member.issparse():
+        raise InputError(f"{where} is no regular file: links and sparse files are not followed")
+    if not 0 <= member.size <= MAX_BYTES:
+        raise InputError(f"{where} has {member.size} bytes: at most {MAX_BYTES} are read")
+    if member.offset_data + member.size > os.fstat(stream.fileno()).st_size:
+        raise InputError(f"{str(path)!r} is cut short: it ends within {member.name!r}")
+    if "\0" in member.name or "\n" in member.name:
+        raise InputError(f"{where} has a control character in its name")
+
+
+def _class(path: Path, stream: IO[bytes], member: tarfile.TarInfo) -> int:
+    text = os.pread(stream.fileno(), min(member.size, MAX_CLASS_BYTES), member.offset_data)
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0 or member.size > MAX_CLASS_BYTES:
+        raise InputError(f"{member.name!r} in {str(path)!r} holds no class index but {text!r}")
+    return value
+
+
+def _key(name: str) -> str:
+    """WebDataset's key of a sample: the name up to the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]

@@ -1,0 +1,170 @@
+"""Damaged images: what is damaged, what takes their place, and when a run stops."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_trainer import CONFIG, run, tiny
+
+from pretrain.data import REPLACEMENTS, EpochBatches, ViewDataset, build_loader
+from pretrain.decode import decode
+from pretrain.images import ImageFolder, UnreadableImageError
+from pretrain.unreadable import UnreadableImages, allowed
+from pretrain.views import ViewRecipe, apply, draw
+from runtime.errors import InputError
+from runtime.randomness import generator
+
+RECIPE = ViewRecipe(8, blur_prob=0.5)
+
+
+def damage(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:300])
+
+
+def test_what_takes_the_place_is_a_function_of_seed_epoch_and_index(image_folder: Path) -> None:
+    broken = [*range(3, 12), 20]  # so many that replacements are damaged, too
+    source = ImageFolder.scan(image_folder)
+    damage(image_folder, *(source.files[i] for i in broken))
+    dataset = ViewDataset(source, RECIPE, 2, seed=5, labels=list(range(100, 124)))
+    chains = set()
+    for epoch in (0, 1):
+        for index in broken:
+            rng = generator(5, "replacement", epoch, index)
+            tried = [index]
+            while tried[-1] in broken:
+                tried.append(int(rng.integers(24)))
+            sample = dataset[epoch, index]
+            assert not isinstance(sample, InputError)
+            assert (sample.image_index, sample.label) == (tried[-1], 100 + tried[-1])
+            assert [name for name, _ in sample.unreadable] == [source.files[i] for i in tried[:-1]]
+            image = source.load(tried[-1])
+            for number, view in enumerate(sample.views):
+                rng = generator(5, "augmentation", epoch, index, number)
+                expected = apply(RECIPE, draw(RECIPE, *image.size, rng), image)
+                assert np.array_equal(view.numpy().transpose(1, 2, 0), np.asarray(expected))
+            chains.add(tuple(tried))
+    assert len(chains) == 2 * len(broken)  # another one each epoch
+    assert max(map(len, chains)) > 2
+
+
+def test_all_damaged_is_one_line_in_place_of_a_batch(image_folder: Path) -> None:
+    source = ImageFolder.scan(image_folder)
+    damage(image_folder, *source.files)
+    dataset = ViewDataset(source, RECIPE, 2, 0, None)
+    problem = next(iter(build_loader(dataset, EpochBatches(24, 24, 1, 0), num_workers=1)))
+    assert isinstance(problem, InputError)
+    assert f"nor {REPLACEMENTS} others" in str(problem)
+
+
+def test_failing_storage_stops_the_run(image_folder: Path) -> None:
+    source = ImageFolder.scan(image_folder)
+    (image_folder / "a" / "000.jpg").unlink()
+    problem = ViewDataset(source, RECIPE, 2, 0, None)[0, 0]
+    assert isinstance(problem, InputError)
+    assert not isinstance(problem, UnreadableImageError)
+    assert "a/000.jpg" in str(problem)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+HUGE = Image.new("1", (8000, 7000))
+DAMAGED = {
+    "cut JPEG": (encoded(NOISE, "JPEG")[:-200], "truncated"),
+    "cut PNG": (encoded(NOISE, "PNG")[:-200], "truncated"),
+    "cut TIFF": (encoded(NOISE, "TIFF")[:-200], "truncated"),
+    "empty": (b"", "not a file of JPEG"),
+    "text": (b"<html>404</html>", "not a file of JPEG"),
+    "GIF by another name": (encoded(NOISE, "GIF"), "not a file of JPEG"),
+    "bomb": (encoded(HUGE, "PNG"), "8000 x 7000 pixels"),
+    "floats": (encoded(Image.new("F", (4, 4)), "TIFF"), "no known range"),
+    "integers": (encoded(Image.new("I", (4, 4)), "TIFF"), "no known range"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_images_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    content, reason = DAMAGED[name]
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=reason) as error:
+        ImageFolder.scan(tmp_path).load(0)
+    assert "0x" not in error.value.reason
+    assert str(tmp_path / "x.jpg") in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_good_images_are_what_pillow_makes_of_them(form: str) -> None:
+    content = encoded(NOISE, form)
+    assert decode(content).tobytes() == Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+
+
+def test_sixteen_bits_keep_their_high_byte() -> None:
+    grey = np.random.default_rng(1).integers(0, 1 << 16, (5, 7), dtype=np.uint16)
+    pixels = np.asarray(decode(encoded(Image.fromarray(grey), "PNG")))
+    assert np.array_equal(pixels, np.repeat(grey[..., None] // 256, 3, axis=2))
+
+
+def test_upright_by_exif_and_good_pixels_with_a_damaged_tag() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    assert decode(encoded(NOISE, "JPEG", exif=exif)).size == (40, 60)
+    assert decode(encoded(NOISE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")).size == (60, 40)
+
+
+def test_limit() -> None:
+    assert [allowed(0.001, n) for n in (24, 3999, 1_281_167)] == [3, 3, 1281]
+    assert allowed(0, 1_281_167) == 0
+
+
+def test_account_stops_beyond_the_limit_and_survives_a_restart(tmp_path: Path) -> None:
+    account = UnreadableImages(tmp_path, limit=2, resume=False)
+    account.note([("b\nc.jpg", "cut"), ("a.jpg", "empty")])
+    account.gather()
+    account.note([("a.jpg", "empty")])  # met again in the next epoch
+    account.gather()
+    assert (tmp_path / "unreadable.txt").read_text() == "a.jpg\tempty\nb?c.jpg\tcut\n"
+    resumed = UnreadableImages(tmp_path, limit=2, resume=True)
+    resumed.note([("d.jpg", "cut")])
+    with pytest.raises(InputError, match=r"3 images are unreadable.* allows 2: a.jpg \(empty\)"):
+        resumed.gather()
+    assert (tmp_path / "unreadable.txt").read_text().count("\n") == 3
+    UnreadableImages(tmp_path, limit=2, resume=False)
+    assert not (tmp_path / "unreadable.txt").exists()
+
+
+def test_run_lists_the_images_or_stops(image_folder: Path, tmp_path: Path) -> None:
+    damage(image_folder, "a/003.jpg", "b/007.jpg")
+    run(image_folder, tmp_path / "run", "SOLVER.EPOCHS", "1")
+    lines = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["a/003.jpg", "b/007.jpg"]
+    with pytest.raises(InputError, match=r"DATA.MAX_UNREADABLE allows 0: [ab]/00[37].jpg"):
+        run(image_folder, tmp_path / "strict", "DATA.MAX_UNREADABLE", "0.0")
+    assert (tmp_path / "strict" / "unreadable.txt").exists()
+    assert not list((tmp_path / "strict").glob("*.pth"))
+
+
+def test_two_processes_list_what_one_lists(image_folder: Path, tmp_path: Path) -> None:
+    """Real processes on Gloo; each meets some of the damaged images and knows of all."""
+    names = ["a/003.jpg", "a/009.jpg", "b/001.jpg", "b/007.jpg"]
+    damage(image_folder, *names)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["tools/pretrain.py", "--config", CONFIG, *tiny(image_folder, tmp_path / "two")]
+    command += ["SOLVER.EPOCHS", "1", "LOG_PERIOD", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "4 images are unreadable, DATA.MAX_UNREADABLE allows 3" in done.stderr
+    assert "Traceback" not in done.stderr.split("torch/distributed")[0]
+    listed = (tmp_path / "two" / "unreadable.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == names
