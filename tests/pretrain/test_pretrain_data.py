@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,27 @@ def test_every_image_once_an_epoch(image_folder: Path) -> None:
         assert sorted(seen) == list(range(24))
         assert {e for batch in batches[epoch * 3 : epoch * 3 + 3] for e, _ in batch} == {epoch}
     assert [i for _, i in batches[0]] != [i for _, i in batches[3]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
+def test_ranks_share_each_global_batch_in_its_order(world: int) -> None:
+    count, batch = 1000, 192
+    alone = list(EpochBatches(count, batch, 12, seed=3))
+    for start in (0, 4, 5, 11):
+        shares = [EpochBatches(count, batch, 12, 3, start, rank, world) for rank in range(world)]
+        steps = [list(chain.from_iterable(step)) for step in zip(*shares, strict=True)]
+        assert steps == alone[start:]
+    for epoch in (0, 1):
+        pairs = list(chain.from_iterable(alone[epoch * 5 : epoch * 5 + 5]))
+        assert len(set(pairs)) == 5 * batch
+        assert {e for e, _ in pairs} == {epoch}
+
+
+def test_draws_of_all_views_are_different() -> None:
+    """Two views could only be equal where their draws were."""
+    places = [(e, i, v) for e in range(3) for i in (*range(300), 10**6, 2**31) for v in (0, 1)]
+    draws = {draw(ViewRecipe(), 500, 375, generator(7, "augmentation", *place)) for place in places}
+    assert len(draws) == len(places)
 
 
 def test_order_of_operations_of_v1_and_v2() -> None:
