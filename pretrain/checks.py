@@ -89,13 +89,15 @@ RULES: dict[str, Rule] = {
     "VIEWS.FLIP_PROB": _PROBABILITY,
     "SOLVER.BATCH_SIZE": _at_least(1),
     "SOLVER.BASE_LR": _above(0),
-    "SOLVER.SCHEDULE": _one_of("multistep", "cosine"),
+    "SOLVER.SCHEDULE": _one_of("multistep", "cosine", "exponential"),
     "SOLVER.MILESTONES": Rule("be rising whole numbers above 0", _rising_counts),
+    "SOLVER.DECAY_PERIOD": _at_least(1),
     "SOLVER.GAMMA": Rule("lie in (0, 1]", lambda value: 0 < value <= 1),
     "SOLVER.WARMUP_STEPS": _at_least(0),
     "SOLVER.MOMENTUM": Rule("lie in [0, 1): at 1 nothing is forgotten", lambda x: 0 <= x < 1),
     "SOLVER.WEIGHT_DECAY": _at_least(0),
     "SOLVER.EPOCHS": _at_least(1),
+    "SOLVER.MAX_STEPS": _at_least(0),
     "CHECKPOINT_PERIOD": _at_least(1),
     "LOG_PERIOD": _at_least(1),
     "SEED": _within(0, 2**63 - 1),
@@ -147,9 +149,15 @@ def _check_moco(cfg: CfgNode, count: int) -> None:
 def doubts(cfg: CfgNode) -> Iterator[str]:
     """What can run but is seldom meant, a line each."""
     solver = cfg.SOLVER
-    late = [milestone for milestone in solver.MILESTONES if milestone >= solver.EPOCHS]
+    key = "MAX_STEPS" if solver.MAX_STEPS else "EPOCHS"
+    late = [milestone for milestone in solver.MILESTONES if milestone >= solver[key]]
     if solver.SCHEDULE == "multistep" and late:
         yield (
             f"SOLVER.MILESTONES {', '.join(map(str, late))} never come in "
-            f"SOLVER.EPOCHS {solver.EPOCHS}: fine for a trial"
+            f"SOLVER.{key} {solver[key]}: fine for a trial"
+        )
+    if solver.SCHEDULE == "exponential" and solver[key] <= solver.DECAY_PERIOD:
+        yield (
+            f"the rate never decays: SOLVER.DECAY_PERIOD {solver.DECAY_PERIOD} in "
+            f"SOLVER.{key} {solver[key]}"
         )

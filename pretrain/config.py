@@ -55,13 +55,17 @@ def default_cfg() -> CfgNode:
             "SOLVER": {
                 "BATCH_SIZE": 256,  # of all processes together
                 "BASE_LR": 0.03,
-                "SCHEDULE": "multistep",  # or cosine; the rate changes once an epoch
-                "MILESTONES": [120, 160],  # epochs
-                "GAMMA": 0.1,
+                "SCHEDULE": "multistep",  # cosine or exponential; the rate changes once an epoch
+                "MILESTONES": [120, 160],  # of multistep: epochs
+                "DECAY_PERIOD": 1,  # of exponential: epochs
+                "GAMMA": 0.1,  # of multistep and exponential
                 "WARMUP_STEPS": 0,  # linear rise; the papers have none, short runs need some
                 "MOMENTUM": 0.9,
                 "WEIGHT_DECAY": 0.0001,  # of all parameters, BN and biases too
                 "EPOCHS": 200,
+                # Above 0: the run's length, instead of EPOCHS; MILESTONES and DECAY_PERIOD are
+                # steps, and the rate changes with every step.
+                "MAX_STEPS": 0,
             },
             "CHECKPOINT_PERIOD": 1,  # epochs between checkpoints
             "LOG_PERIOD": 20,  # steps between log lines

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -38,10 +39,11 @@ FINAL = "checkpoint_final.pth"
 MAX_WORKERS = 8
 
 
-def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
+def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> Path:
     """Train the recipe ``cfg`` and return the path of the final checkpoint.
 
-    Runs in every process of the process group, if there is one. Raises InputError before anything
+    Runs in every process of the process group, if there is one. ``notes`` on how the recipe came
+    about go to the log. Raises InputError before anything
     is written where the recipe, the images or the folder do not fit.
     """
     check_values(cfg)
@@ -55,6 +57,8 @@ def pretrain(cfg: CfgNode, resume: bool = False) -> Path:
         return _Run(cfg, folder, method, output, resume).train()
     with rundir.locked(output):
         set_up_logging(output, main=True)
+        for line in (*notes, *doubts(cfg)):
+            log.warning("%s", line)
         return _Run(cfg, folder, method, output, resume).train()
 
 
@@ -74,7 +78,7 @@ class _Run:
         self.cfg, self.folder, self.method, self.output = cfg, folder, method, output
         self.device = _device(cfg)
         self.steps_per_epoch = len(folder.files) // cfg.SOLVER.BATCH_SIZE
-        self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
+        self.total_steps = schedule.total_steps(cfg.SOLVER, self.steps_per_epoch)
         self.fingerprint = folder.fingerprint()
         limit = allowed(cfg.DATA.MAX_UNREADABLE, len(folder.files))
         self.unreadable = UnreadableImages(output, limit, resume)
@@ -142,22 +146,20 @@ class _Run:
         rewind_metrics(self.output, self.start)
         save_views(dataset, self.output / "views.png")
         log.info(
-            "%s: %s, %d images of %s, %d steps (%d epochs of %d), global batch %d in BN groups "
-            "of %d on %d process(es), %s",
+            "%s: %s, %d images of %s, %d steps (%.4g epochs of %d), global batch %d in BN "
+            "groups of %d on %d process(es), %s",
             cfg.METHOD,
             cfg.MODEL.ARCH,
             len(self.folder.files),
             cfg.DATA.ROOT,
             self.total_steps,
-            cfg.SOLVER.EPOCHS,
+            self.total_steps / self.steps_per_epoch,
             self.steps_per_epoch,
             cfg.SOLVER.BATCH_SIZE,
             cfg.MODEL.BN_GROUP_SIZE,
             world_size(),
             self.device,
         )
-        for line in doubts(cfg):
-            log.warning("%s", line)
         log.info("what the augmentation does to these images: %s", self.output / "views.png")
 
     def _loop(self, loader: DataLoader, writer: MetricsWriter | None) -> None:
@@ -187,12 +189,7 @@ class _Run:
         return result.loss.detach(), result.accuracy
 
     def _set_lr(self, step: int) -> float:
-        solver, epoch = self.cfg.SOLVER, step // self.steps_per_epoch
-        if solver.SCHEDULE == "cosine":
-            lr = schedule.cosine(solver.BASE_LR, epoch, solver.EPOCHS)
-        else:
-            lr = schedule.multistep(solver.BASE_LR, epoch, solver.MILESTONES, solver.GAMMA)
-        lr *= schedule.warmup(step, solver.WARMUP_STEPS)
+        lr = schedule.rate(self.cfg.SOLVER, step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr

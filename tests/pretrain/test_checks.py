@@ -37,11 +37,13 @@ WRONG = {
     "SOLVER.BASE_LR": [0.0, -0.1, NAN],
     "SOLVER.SCHEDULE": ["linear", ""],
     "SOLVER.MILESTONES": [[160, 120], [120, 120], [0], [1.5], ["x"], [True]],
+    "SOLVER.DECAY_PERIOD": [0],
     "SOLVER.GAMMA": [0.0, 1.5, -0.1],
     "SOLVER.WARMUP_STEPS": [-1],
     "SOLVER.MOMENTUM": [1.0, -0.1],
     "SOLVER.WEIGHT_DECAY": [-1e-4, NAN],
     "SOLVER.EPOCHS": [0],
+    "SOLVER.MAX_STEPS": [-1],
     "CHECKPOINT_PERIOD": [0],
     "LOG_PERIOD": [0],
     "SEED": [-1, 2**63],
@@ -64,7 +66,10 @@ def test_every_key_has_a_rule_and_a_planted_error() -> None:
     assert set(WRONG) == keys - FREE - SWITCHES
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+PRETRAINING = sorted(p for kind in ("moco", "sup") for p in (ROOT / "configs").glob(f"{kind}*"))
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=lambda p: p.stem)
 def test_shipped_recipes_keep_the_rules(path: Path) -> None:
     cfg = load_cfg(path, [])
     check_values(cfg)
@@ -132,6 +137,14 @@ def test_milestones_after_the_end_are_named() -> None:
         "SOLVER.MILESTONES 120, 160 never come in SOLVER.EPOCHS 120: fine for a trial"
     ]
     assert list(doubts(load_cfg(path, ["SOLVER.EPOCHS", "9", "SOLVER.SCHEDULE", "cosine"]))) == []
+    in_steps = ["SOLVER.MAX_STEPS", "150", "SOLVER.EPOCHS", "9"]
+    assert list(doubts(load_cfg(path, in_steps))) == [
+        "SOLVER.MILESTONES 160 never come in SOLVER.MAX_STEPS 150: fine for a trial"
+    ]
+    never = ["SOLVER.SCHEDULE", "exponential", "SOLVER.DECAY_PERIOD", "200"]
+    assert list(doubts(load_cfg(path, never))) == [
+        "the rate never decays: SOLVER.DECAY_PERIOD 200 in SOLVER.EPOCHS 200"
+    ]
 
 
 @pytest.mark.parametrize("text", ["SOLVER: {}\n", "SOLVER:\n", "SOLVER: 3\n"])
