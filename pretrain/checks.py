@@ -14,6 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from pretrain.images import ImageSource
+from pretrain.schedule import total_steps
 from runtime.config import leaves, short
 from runtime.errors import InputError
 
@@ -146,9 +147,12 @@ def _check_moco(cfg: CfgNode, count: int) -> None:
         )
 
 
-def doubts(cfg: CfgNode) -> Iterator[str]:
+def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
     """What can run but is seldom meant, a line each."""
     solver = cfg.SOLVER
+    steps = total_steps(solver, steps_per_epoch)
+    if steps < 2 * solver.WARMUP_STEPS:
+        yield f"SOLVER.WARMUP_STEPS {solver.WARMUP_STEPS} are most of the run's {steps} steps"
     key = "MAX_STEPS" if solver.MAX_STEPS else "EPOCHS"
     late = [milestone for milestone in solver.MILESTONES if milestone >= solver[key]]
     if solver.SCHEDULE == "multistep" and late:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -48,14 +49,14 @@ def settle_batch(
     return [*lines, f"--batch {batch} leaves as they are: {kept}"]
 
 
-def _scaled(recipe: CfgNode, ratio: float) -> dict[str, float | list[int]]:
+def _scaled(recipe: CfgNode, ratio: float) -> dict[str, Any]:
     """The values for a batch ``ratio`` times the recipe's."""
     solver = recipe.SOLVER
 
     def steps(count: int) -> int:
         return max(1, round(count / ratio)) if count else 0
 
-    values: dict[str, float | list[int]] = {
+    values: dict[str, Any] = {
         BATCH: round(solver.BATCH_SIZE * ratio),
         RATE: float(f"{solver.BASE_LR * ratio:.12g}"),  # 0.0075, not 0.007500000000000001
         "SOLVER.WARMUP_STEPS": steps(solver.WARMUP_STEPS),

@@ -57,7 +57,7 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
         return _Run(cfg, folder, method, output, resume).train()
     with rundir.locked(output):
         set_up_logging(output, main=True)
-        for line in (*notes, *doubts(cfg)):
+        for line in (*notes, *doubts(cfg, len(folder.files) // cfg.SOLVER.BATCH_SIZE)):
             log.warning("%s", line)
         return _Run(cfg, folder, method, output, resume).train()
 
