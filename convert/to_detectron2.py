@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from convert.architecture import Architecture, check_complete, identify
+from convert.architecture import Architecture
 from convert.backbone_file import Backbone, check_name, write_backbone
-from convert.conventions import Conventions
-from convert.formats import Format, backbone_state, detect
-from convert.reading import read_checkpoint
-from convert.seen_images import SeenImages
-from runtime.files import sha256
+from convert.formats import Format
+from convert.source import read_source
 
 # torchvision's names → Detectron2's (both projects' own converters agree on these)
 RENAMES = (
@@ -56,30 +51,11 @@ def convert(path: str | Path) -> Converted:
 
     Raises InputError where it cannot be read, is of no known format, or is not a complete ResNet.
     """
-    source = str(path)
-    content = read_checkpoint(path)
-    known = detect(content, source)
-    state = backbone_state(content, known, source)
-    architecture = identify(state, source)
-    check_complete(state, architecture, source)
-    conventions = Conventions(
-        **known.conventions,
-        depth=architecture.depth,
-        stem_channels=architecture.stem,
-        planes=architecture.planes,
-        source_format=known.name,
-        branch=known.branch,
-        source_sha256=sha256(path),
-        pretraining=_pretraining(content),
-    )
-    arrays = {detectron2_name(name): _array(state[name]) for name in architecture.shapes()}
-    head = tuple(
-        name
-        for name in content.get("state_dict", content)
-        if name.startswith(known.prefix) and name.removeprefix(known.prefix) not in state
-    )
-    seen = SeenImages.from_dict(content.get("seen_images"), source)
-    return Converted(Backbone(arrays, conventions, seen), architecture, known, head)
+    source = read_source(path)
+    arrays = {detectron2_name(name): _array(value) for name, value in source.backbone.items()}
+    head = tuple(source.format.prefix + name for name in source.head)
+    backbone = Backbone(arrays, source.conventions, source.seen)
+    return Converted(backbone, source.architecture, source.format, head)
 
 
 def convert_file(source: str | Path, target: str | Path) -> Converted:
@@ -93,9 +69,3 @@ def convert_file(source: str | Path, target: str | Path) -> Converted:
 def _array(tensor: torch.Tensor) -> np.ndarray:
     kind = torch.float32 if tensor.is_floating_point() else torch.int64
     return tensor.detach().to(kind).contiguous().numpy()
-
-
-def _pretraining(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of its pretraining: plain values only."""
-    keys = ("arch", "method", "epoch", "step", "config", "data", "versions")
-    return {key: content[key] for key in keys if isinstance(content.get(key), str | int | dict)}

@@ -7,7 +7,7 @@ defaults. All of it happens before anything is written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -107,10 +107,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_values(cfg: CfgNode) -> None:
+def check_values(cfg: CfgNode, rules: Mapping[str, Rule] = RULES) -> None:
     """InputError for the first value that breaks its key's rule or cannot run on this machine."""
     for key, value in leaves(cfg):
-        rule = RULES[key]
+        rule = rules[key]
         if not rule.holds(value):
             raise InputError(f"{key} {short(value)} must {rule.must}")
     if cfg.DEVICE == "cuda" and not torch.cuda.is_available():

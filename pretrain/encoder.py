@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -64,3 +65,15 @@ def add_mlp_head(encoder: ResNet) -> None:
     """Put MoCo v2's hidden layer with ReLU before ``fc`` (Chen et al. 2020, section 2)."""
     hidden = encoder.fc.in_features
     encoder.fc = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), encoder.fc)
+
+
+def load_backbone(model: nn.Module, backbone: dict[str, torch.Tensor], source: str) -> None:
+    """Load all backbone tensors into ``model``; its ``fc`` stays. InputError where they differ."""
+    own = {n: tuple(t.shape) for n, t in model.state_dict().items() if not n.startswith("fc.")}
+    given = {name: tuple(tensor.shape) for name, tensor in backbone.items()}
+    if own != given:
+        name = next(n for n in {**own, **given} if own.get(n) != given.get(n))
+        raise InputError(
+            f"{source}: {name} is {given.get(name)}, but {own.get(name)} in the encoder"
+        )
+    model.load_state_dict(backbone, strict=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,6 +27,7 @@ from pretrain.sources import open_source
 from pretrain.unreadable import UnreadableImages, allowed
 from runtime import rundir
 from runtime.config import dump
+from runtime.device import loader_workers, run_device
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
 from runtime.errors import InputError
 from runtime.files import write_text
@@ -36,7 +36,6 @@ from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up
 log = logging.getLogger("moco")
 
 FINAL = "checkpoint_final.pth"
-MAX_WORKERS = 8
 
 
 def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> Path:
@@ -76,7 +75,7 @@ class _Run:
         self, cfg: CfgNode, folder: ImageSource, method: Method, output: Path, resume: bool
     ) -> None:
         self.cfg, self.folder, self.method, self.output = cfg, folder, method, output
-        self.device = _device(cfg)
+        self.device = run_device(cfg.DEVICE)
         self.steps_per_epoch = len(folder.files) // cfg.SOLVER.BATCH_SIZE
         self.total_steps = schedule.total_steps(cfg.SOLVER, self.steps_per_epoch)
         self.fingerprint = folder.fingerprint()
@@ -135,9 +134,7 @@ class _Run:
             rank(),
             world_size(),
         )
-        workers = self.cfg.DATA.NUM_WORKERS
-        if workers < 0:
-            workers = min(max((os.cpu_count() or 1) // world_size(), 1), MAX_WORKERS)
+        workers = loader_workers(self.cfg.DATA.NUM_WORKERS)
         return build_loader(dataset, batches, workers), dataset
 
     def _write_beginning(self, dataset: ViewDataset) -> None:
@@ -241,9 +238,3 @@ class _Run:
     @cached_property
     def _seen(self) -> SeenImages:
         return SeenImages.of(len(self.folder.files), self.folder.read)
-
-
-def _device(cfg: CfgNode) -> torch.device:
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    name = available if cfg.DEVICE == "auto" else cfg.DEVICE
-    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

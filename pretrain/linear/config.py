@@ -1,0 +1,143 @@
+"""The recipe of a linear evaluation or fine-tuning: every key, its default, and what it means.
+
+Defaults are the linear protocol of MoCo (section 4.1) and, where the paper is silent, of its
+official code (``main_lincls.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from convert.seen_images import SeenImages, digest
+from pretrain.checks import RULES, Rule
+from pretrain.images import ImageSource
+from pretrain.views import ViewRecipe
+from runtime.config import merge
+from runtime.errors import InputError
+
+# Keys that may differ between a run and its continuation: where and how, never what.
+NOT_PART_OF_THE_RECIPE = (
+    *("WEIGHTS", "DATA.TRAIN", "DATA.TEST", "DATA.NUM_WORKERS"),  # their contents are compared
+    *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
+)
+RANDOM = "random"  # as WEIGHTS: the control arm
+
+LINEAR_RULES = RULES | {  # what a value may be; most keys are those of pretraining
+    "MODE": Rule("be linear or finetune", lambda value: value in ("linear", "finetune")),
+    "WEIGHTS": Rule("name a checkpoint, or be random for the control arm", bool),
+    "DATA.TRAIN": RULES["DATA.ROOT"],
+    "DATA.TEST": RULES["DATA.ROOT"],
+    "DATA.ALLOW_SEEN": RULES["DATA.ROOT"],
+    "KNN.K": Rule("be at least 0", lambda value: value >= 0),
+    "KNN.TEMPERATURE": RULES["MODEL.TEMPERATURE"],
+}
+
+
+def default_cfg() -> CfgNode:
+    """A new configuration with every key at its default."""
+    return CfgNode(
+        {
+            "MODE": "linear",  # on frozen features; or finetune: every layer is trained
+            "WEIGHTS": "",  # any checkpoint that tools/convert_to_d2.py reads, or random
+            "MODEL": {"ARCH": ""},  # read off the checkpoint; needed for random weights only
+            "DATA": {
+                "TRAIN": "",  # one sub-folder a class, or another source with labels
+                "TEST": "",  # the same classes, other images
+                "ALLOW_SEEN": False,  # test on images of the pretraining, which is too easy
+                "NUM_WORKERS": -1,  # -1: one a core, at most 8
+            },
+            "VIEWS": {
+                "CROP_SIZE": 224,  # tests: short side CROP_SIZE * 8 / 7 (256), central crop
+                "CROP_SCALE": [0.08, 1.0],  # share of the area of training crops
+                "FLIP_PROB": 0.5,
+            },
+            "SOLVER": {
+                "BATCH_SIZE": 256,  # of all processes together
+                "BASE_LR": 30.0,
+                "MILESTONES": [60, 80],  # epochs
+                "GAMMA": 0.1,
+                "MOMENTUM": 0.9,
+                "WEIGHT_DECAY": 0.0,
+                "EPOCHS": 100,
+            },
+            "KNN": {"K": 20, "TEMPERATURE": 0.07},  # K 0: no kNN; Wu et al. take 200 on ImageNet
+            "LOG_PERIOD": 20,  # steps between log lines
+            "SEED": 0,
+            "DEVICE": "auto",  # cuda where there is one
+            "OUTPUT_DIR": "",
+        }
+    )
+
+
+def load_cfg(path: str, weights: str, overrides: Sequence[str]) -> CfgNode:
+    """The recipe in the file ``path`` with KEY VALUE overrides, for ``weights``.
+
+    InputError for a wrong key.
+    """
+    cfg = default_cfg()
+    merge(path, overrides, cfg)
+    cfg.WEIGHTS = weights
+    return cfg
+
+
+def view_recipe(cfg: CfgNode) -> ViewRecipe:
+    """Training views: random resized crop and flip, nothing else."""
+    return ViewRecipe(
+        crop_size=cfg.VIEWS.CROP_SIZE,
+        crop_scale=tuple(cfg.VIEWS.CROP_SCALE),
+        flip_prob=cfg.VIEWS.FLIP_PROB,
+        jitter_prob=0.0,
+        grayscale_prob=0.0,
+        blur_prob=0.0,
+    )
+
+
+def check(cfg: CfgNode, train: ImageSource, world_size: int) -> None:
+    """Refuse a recipe that does not fit the images or the processes. One line each."""
+    batch = cfg.SOLVER.BATCH_SIZE
+    if batch > len(train.files):
+        raise InputError(
+            f"SOLVER.BATCH_SIZE {batch} exceeds the {len(train.files)} images of "
+            f"{str(train.root)!r}: lower it"
+        )
+    if batch % world_size:
+        raise InputError(f"SOLVER.BATCH_SIZE {batch} does not divide into {world_size} processes")
+
+
+def seen_test_images(cfg: CfgNode, test: ImageSource, seen: SeenImages | None) -> int | None:
+    """How many test images the encoder was pretrained on; None where its file does not say.
+
+    InputError if there are any and DATA.ALLOW_SEEN is off.
+    """
+    if seen is None:
+        return None
+    known = set(seen.digests.tolist())
+    found = [name for i, name in enumerate(test.files) if digest(test.read(i)) in known]
+    if found and not cfg.DATA.ALLOW_SEEN:
+        raise InputError(
+            f"{'' if seen.complete else 'at least '}{len(found)} of {len(test.files)} test images "
+            f"were among those of pretraining, {found[0]!r} for one: take others, or allow it with "
+            "DATA.ALLOW_SEEN True, which results.json will say"
+        )
+    return len(found)
+
+
+def test_labels(train: ImageSource, test: ImageSource) -> list[int]:
+    """Class index of each test image, in the order of the training classes.
+
+    By name: a class without test images must not shift the others. InputError where a test image
+    is of no training class, or the two are the same images.
+    """
+    if train.root.resolve() == test.root.resolve() and train.files == test.files:
+        raise InputError(f"DATA.TRAIN and DATA.TEST are the same images, {str(test.root)!r}")
+    index = {name: i for i, name in enumerate(train.classes())}
+    names = test.class_names()
+    for name, file in zip(names, test.files, strict=True):
+        if name not in index:
+            raise InputError(
+                f"DATA.TEST: {file!r} is of class {name!r}, which DATA.TRAIN does not have: "
+                f"{', '.join(list(index)[:5])} ..."
+            )
+    return [index[name] for name in names]

@@ -1,0 +1,300 @@
+"""The run: train a classifier on frozen features, or every layer, and test it after every epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from pretrain import schedule
+from pretrain.checks import check_values
+from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
+from pretrain.images import ImageSource, UnreadableImageError
+from pretrain.linear import state
+from pretrain.linear.config import LINEAR_RULES, check, seen_test_images, test_labels, view_recipe
+from pretrain.linear.features import accuracy, knn_in_parts, outputs
+from pretrain.linear.network import (
+    Network,
+    backbone_tensors,
+    build_network,
+    check_unchanged,
+    without_classifier,
+)
+from pretrain.sources import open_source
+from runtime import rundir
+from runtime.config import dump
+from runtime.device import loader_workers, run_device
+from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
+from runtime.errors import InputError
+from runtime.files import write_text
+from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
+from runtime.stopping import StopRequest, stoppable, stopped
+from runtime.versions import versions
+
+log = logging.getLogger("moco")
+
+RESULTS = "results.json"
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
+    """Run the recipe ``cfg``; return the path of ``results.json``.
+
+    Runs in every process of the process group, if there is one. Raises InputError before anything
+    is written where recipe, weights, images or folder do not fit.
+    """
+    check_values(cfg, LINEAR_RULES)
+    train = open_source(cfg.DATA.TRAIN, "DATA.TRAIN")
+    test = open_source(cfg.DATA.TEST, "DATA.TEST")
+    check(cfg, train, world_size())
+    labels = test_labels(train, test)
+    network = build_network(cfg, len(train.classes()))
+    seen_test_images(cfg, test, network.seen)
+    device = run_device(cfg.DEVICE)
+    if cfg.MODE == "finetune" and world_size() > 1 and device.type != "cuda":
+        raise InputError("MODE finetune synchronises BN, which torch does on GPUs: use one process")
+    output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
+    barrier()
+    if not is_main():
+        set_up_logging(None, main=False)
+        return _Run(cfg, train, test, labels, network, device, output, resume).run()
+    with rundir.locked(output):
+        set_up_logging(output, main=True)
+        return _Run(cfg, train, test, labels, network, device, output, resume).run()
+
+
+class _Run:
+    """One evaluation: its model, optimiser, data and files."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        train: ImageSource,
+        test: ImageSource,
+        labels: list[int],
+        network: Network,
+        device: torch.device,
+        output: Path,
+        resume: bool,
+    ) -> None:
+        self.cfg, self.train, self.test, self.output = cfg, train, test, output
+        self.network, self.device = network, device
+        self.test_labels = torch.tensor(labels)
+        self.frozen = cfg.MODE == "linear"
+        self.steps_per_epoch = len(train.files) // cfg.SOLVER.BATCH_SIZE
+        self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
+        self.workers = loader_workers(cfg.DATA.NUM_WORKERS)
+        self.model = network.model.to(device).to(memory_format=torch.channels_last)
+        self.before = backbone_tensors(self.model) if self.frozen else {}
+        if (
+            not self.frozen and world_size() > 1
+        ):  # section 4.2 of the paper: tuned with synchronised BN
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.optimizer = torch.optim.SGD(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            fused=True,
+        )
+        self.identity = {
+            "weights": network.conventions.source_sha256 or "random",
+            "train": train.fingerprint(),
+            "test": test.fingerprint(),
+        }
+        self.found = state.Found()
+        self.start = self._resume() if resume else 0
+
+    def _resume(self) -> int:
+        last = rundir.last_checkpoint(self.output)
+        if last is None:
+            log.info("--resume: no checkpoint in %s yet, starting at step 0", self.output)
+            return 0
+        step, self.found = state.resume(last, self.cfg, self.model, self.optimizer, self.identity)
+        if step >= self.total_steps and (self.output / RESULTS).exists():
+            raise InputError(f"the run in {str(self.output)!r} has already finished: {last.name}")
+        log.info("resuming from %s at step %d of %d", last, step, self.total_steps)
+        return step
+
+    def run(self) -> Path:
+        """Run all steps that are left; return the path of the results."""
+        started = time.perf_counter()
+        if is_main():
+            write_text(self.output / "config.yaml", dump(self.cfg))
+            rewind_metrics(self.output, self.start)
+            self._describe()
+        self.model.eval()
+        with without_classifier(self.model):
+            frozen_test = self._outputs(self.test) if self.frozen else None
+            if self.start == 0 and self.frozen and self.cfg.KNN.K:
+                self._knn(frozen_test)
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stoppable())
+            writer = stack.enter_context(MetricsWriter(self.output)) if is_main() else None
+            self._loop(writer, frozen_test, stop)
+        if self.frozen:
+            check_unchanged(self.model, self.before)
+        if is_main():
+            self._write_results(time.perf_counter() - started)
+        barrier()
+        return self.output / RESULTS
+
+    def _describe(self) -> None:
+        conventions = self.network.conventions
+        branch = f", {conventions.branch}" if conventions.branch else ""
+        log.info(
+            "%s: %s (%s%s), %s; %d training and %d test images of %d classes; %d steps of %d",
+            self.cfg.MODE,
+            self.cfg.WEIGHTS,
+            conventions.source_format,
+            branch,
+            self.network.architecture.name,
+            len(self.train.files),
+            len(self.test.files),
+            len(self.train.classes()),
+            self.total_steps,
+            self.cfg.SOLVER.BATCH_SIZE,
+        )
+        if missing := set(range(len(self.train.classes()))) - set(self.test_labels.tolist()):
+            log.warning("%d classes of DATA.TRAIN have no test image", len(missing))
+
+    def _outputs(self, folder: ImageSource) -> torch.Tensor:
+        size = self.cfg.VIEWS.CROP_SIZE
+        return outputs(self.model, folder, size, self.network.prepare, self.workers)
+
+    def _knn(self, test: torch.Tensor | None) -> None:
+        """Accuracy of the nearest neighbours, before any training: needs no classifier."""
+        features = self._outputs(self.train)
+        if not is_main() or test is None:
+            return
+        knn = self.cfg.KNN
+        labels = torch.tensor(self.train.labels())
+        self.found.knn = knn_in_parts(
+            features, labels, test, self.test_labels, knn.K, knn.TEMPERATURE
+        )
+        log.info("kNN (k = %d): %.2f %%", knn.K, self.found.knn)
+
+    def _loop(
+        self, writer: MetricsWriter | None, frozen_test: torch.Tensor | None, stop: StopRequest
+    ) -> None:
+        cfg = self.cfg
+        model = data_parallel(self.model)
+        dataset = ViewDataset(self.train, view_recipe(cfg), 1, cfg.SEED, self.train.labels())
+        count, batch_size = len(self.train.files), cfg.SOLVER.BATCH_SIZE
+        where = (self.start, rank(), world_size())
+        batches = EpochBatches(count, batch_size, self.total_steps, cfg.SEED, *where)
+        loader = iter(build_loader(dataset, batches, self.workers))
+        progress = Progress(self.start, self.total_steps)
+        for step in range(self.start, self.total_steps):
+            before = time.perf_counter()
+            batch = next(loader)
+            progress.waited(time.perf_counter() - before)
+            if isinstance(batch, InputError):
+                raise batch
+            if batch.unreadable:  # labelled images are not replaced: their number is the result's
+                raise UnreadableImageError(*batch.unreadable[0])
+            loss = self._step(model, batch, step)
+            done = step + 1
+            if done % cfg.LOG_PERIOD == 0 or done == self.total_steps:
+                self._log(writer, progress, done, loss)
+            if done % self.steps_per_epoch == 0:
+                self._test(writer, done, frozen_test)
+            number = stop.signal()
+            if done % self.steps_per_epoch == 0 or number:
+                self._save(done)
+            if number:
+                raise stopped(number, done)
+
+    def _step(self, model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+        solver = self.cfg.SOLVER
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.multistep(
+                solver.BASE_LR, step // self.steps_per_epoch, solver.MILESTONES, solver.GAMMA
+            )
+        # frozen means evaluation mode: in training mode BN would move its running statistics
+        model.train(not self.frozen)
+        images = self.network.prepare(batch.views[0].to(self.device, non_blocking=True))
+        loss = F.cross_entropy(model(images), batch.labels.to(self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _log(
+        self, writer: MetricsWriter | None, progress: Progress, done: int, loss: torch.Tensor
+    ) -> None:
+        value = float(mean_over_ranks(loss))
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {done}: the run has diverged; lower SOLVER.BASE_LR"
+            )
+        if writer is None:
+            return
+        figures = progress.report(done)
+        left = eta(figures.pop("eta_seconds"))
+        lr = self.optimizer.param_groups[0]["lr"]
+        writer.write(done - 1, {"loss": value, "lr": lr} | figures)
+        log.info(
+            "step %d/%d  loss %.4f  lr %g  %.2f s/step  data wait %.0f %%  eta %s",
+            *(done, self.total_steps, value, lr, figures["time"], figures["data_wait"] * 100, left),
+        )
+
+    def _test(
+        self, writer: MetricsWriter | None, done: int, frozen_test: torch.Tensor | None
+    ) -> None:
+        """Accuracy on all test images; of frozen features only the classifier is new."""
+        self.model.eval()
+        if frozen_test is None:
+            logits = self._outputs(self.test)
+        if writer is None:
+            return
+        if frozen_test is not None:
+            with torch.no_grad():
+                logits = self.model.fc(frozen_test.to(self.device)).cpu()
+        epoch = done // self.steps_per_epoch
+        top1 = accuracy(logits, self.test_labels, 1)
+        top5 = accuracy(logits, self.test_labels, 5) if logits.shape[1] > 5 else None
+        self.found.add(epoch, top1, top5)
+        values = {"top1": top1} | ({} if top5 is None else {"top5": top5})
+        writer.write(done - 1, {"epoch": epoch} | values)
+        log.info("epoch %d  test top-1 %.2f %%  (best %.2f %%)", epoch, top1, self.found.best_top1)
+
+    def _save(self, done: int) -> None:
+        if is_main():
+            arch, epoch = self.network.architecture.name, done // self.steps_per_epoch
+            where = {"arch": arch, "epoch": epoch, "step": done, "identity": self.identity}
+            state.save(self.output, self.cfg, self.model, self.optimizer, where, self.found)
+        barrier()
+
+    def _write_results(self, seconds: float) -> None:
+        found = self.found
+        folders = {
+            "train": {"images": len(self.train.files), "sha256": self.identity["train"]},
+            "test": {"images": len(self.test.files), "sha256": self.identity["test"]},
+            "classes": len(self.train.classes()),
+        }
+        results = {
+            "mode": self.cfg.MODE,
+            **found.to_dict(),
+            "weights": self.cfg.WEIGHTS,
+            **self.network.to_dict(),
+            "backbone_unchanged": True if self.frozen else None,
+            **folders,
+            "test_images_seen": seen_test_images(self.cfg, self.test, self.network.seen),
+            "processes": world_size(),
+            "seconds": round(seconds, 1),  # of this part of the run, if it was resumed
+            "versions": versions(),
+            "recipe": self.cfg,
+        }
+        write_text(self.output / RESULTS, json.dumps(results, indent=2) + "\n")
+        log.info(
+            "top-1 %.2f %%, best %.2f %% at epoch %d: %s",
+            *(found.top1, found.best_top1, found.best_epoch, self.output / RESULTS),
+        )

@@ -1,0 +1,107 @@
+"""What an evaluation has found and its checkpoint: official layout, and what resuming needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.optim import Optimizer
+
+from pretrain.linear.config import NOT_PART_OF_THE_RECIPE
+from runtime.config import dump, leaves
+from runtime.errors import InputError
+from runtime.files import atomic_write
+from runtime.rundir import set_last_checkpoint
+from runtime.versions import versions
+
+CHECKPOINT = "checkpoint.pth"
+PREFIX = "module."  # official checkpoints are saved from inside DistributedDataParallel
+
+
+@dataclass
+class Found:
+    """Accuracies in percent: of the last epoch, the best epoch (what the official code keeps), kNN.
+
+    ``top5`` is None with five classes or fewer, ``knn`` where it was not asked for.
+    """
+
+    top1: float = 0.0
+    top5: float | None = None
+    best_top1: float = 0.0
+    best_epoch: int = 0
+    knn: float | None = None
+
+    def add(self, epoch: int, top1: float, top5: float | None) -> None:
+        """The test after ``epoch`` epochs."""
+        self.top1, self.top5 = top1, top5
+        if top1 > self.best_top1 or not self.best_epoch:
+            self.best_top1, self.best_epoch = top1, epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def save(
+    folder: Path,
+    cfg: CfgNode,
+    model: nn.Module,
+    optimizer: Optimizer,
+    where: dict[str, Any],
+    found: Found,
+) -> None:
+    """Replace the run's checkpoint atomically.
+
+    ``where``: ``epoch`` and ``step`` that are done, ``arch``, and ``identity``, the hashes of
+    weights and images.
+    """
+    content = {
+        **where,
+        "state_dict": {PREFIX + name: value for name, value in model.state_dict().items()},
+        "best_acc1": found.best_top1,
+        "optimizer": optimizer.state_dict(),
+        "method": cfg.MODE,
+        "config": dump(cfg),
+        "found": found.to_dict(),
+        "versions": versions(),
+    }
+    with atomic_write(folder / CHECKPOINT) as stream:
+        torch.save(content, stream)
+    set_last_checkpoint(folder / CHECKPOINT)
+
+
+def resume(
+    path: Path, cfg: CfgNode, model: nn.Module, optimizer: Optimizer, identity: dict[str, str]
+) -> tuple[int, Found]:
+    """Load a checkpoint of this very run; return its steps and what it has found.
+
+    Raises InputError where it cannot be read safely, or belongs to another recipe, other weights
+    or other images.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        saved = dict(leaves(CfgNode.load_cfg(content["config"])))
+        step, before = int(content["step"]), content["identity"]
+        found = Found(**content["found"])
+    except Exception as error:
+        raise InputError(f"cannot resume from {str(path)!r}: {error}") from error
+    for key, value in leaves(cfg):
+        if key not in NOT_PART_OF_THE_RECIPE and saved.get(key) != value:
+            raise InputError(
+                f"{key} is {value!r}, but {path.parent.name!r} was begun with {saved.get(key)!r}: "
+                "resume with the recipe of the run, or start a new one in another OUTPUT_DIR"
+            )
+    for what, sha in identity.items():
+        if before.get(what) != sha:
+            raise InputError(
+                f"the {what} are not those that {str(path)!r} was begun with"
+                if what == "weights"
+                else f"the {what} images are not those that {str(path)!r} was begun with"
+            )
+    model.load_state_dict({n.removeprefix(PREFIX): v for n, v in content["state_dict"].items()})
+    optimizer.load_state_dict(content["optimizer"])
+    return step, found
