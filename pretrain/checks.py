@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from fvcore.common.config import CfgNode
 
+from pretrain.bn_groups import RUNNING_STATS
 from pretrain.images import ImageSource
 from pretrain.schedule import total_steps
 from runtime.config import leaves, short
@@ -68,6 +69,8 @@ RULES: dict[str, Rule] = {
     "MODEL.MOMENTUM": _within(0, 1),
     "MODEL.TEMPERATURE": _above(0),
     "MODEL.BN_GROUP_SIZE": Rule("be at least 2: BN needs a batch", lambda value: value >= 2),
+    "MODEL.RUNNING_STATS": _one_of(*RUNNING_STATS),
+    "MODEL.SHUFFLE_BN": _ANY,
     "DATA.ROOT": _ANY,
     "DATA.NUM_WORKERS": _at_least(-1),
     "DATA.MAX_UNREADABLE": _within(0, 1),
@@ -89,6 +92,7 @@ RULES: dict[str, Rule] = {
     ),
     "VIEWS.FLIP_PROB": _PROBABILITY,
     "SOLVER.BATCH_SIZE": _at_least(1),
+    "SOLVER.ACCUMULATE": _at_least(1),
     "SOLVER.BASE_LR": _above(0),
     "SOLVER.SCHEDULE": _one_of("multistep", "cosine", "exponential"),
     "SOLVER.MILESTONES": Rule("be rising whole numbers above 0", _rising_counts),
@@ -124,10 +128,12 @@ def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
         raise InputError(
             f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {str(folder.root)!r}"
         )
-    if batch % (group * world_size):
+    parts = cfg.SOLVER.ACCUMULATE
+    if batch % (group * world_size * parts):
+        in_parts = f" in SOLVER.ACCUMULATE {parts} parts" if parts > 1 else ""
         raise InputError(
             f"SOLVER.BATCH_SIZE {batch} does not divide into BN groups of {group} on {world_size} "
-            f"process(es): make it a multiple of {group * world_size}"
+            f"process(es){in_parts}: make it a multiple of {group * world_size * parts}"
         )
     if cfg.METHOD == "moco":
         _check_moco(cfg, count)
@@ -140,7 +146,7 @@ def _check_moco(cfg: CfgNode, count: int) -> None:
             f"MODEL.QUEUE_SIZE {queue} is too large for {count} images and batch {batch}: keys of "
             f"the same image would be negatives; at most {max(count - batch, 0)}"
         )
-    if batch == cfg.MODEL.BN_GROUP_SIZE:
+    if batch == cfg.MODEL.BN_GROUP_SIZE and cfg.MODEL.SHUFFLE_BN:
         raise InputError(
             f"one BN group holds the whole batch of {batch}: shuffled BN cannot hide the positive "
             "key; make MODEL.BN_GROUP_SIZE smaller than SOLVER.BATCH_SIZE"
@@ -165,3 +171,5 @@ def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
             f"the rate never decays: SOLVER.DECAY_PERIOD {solver.DECAY_PERIOD} in "
             f"SOLVER.{key} {solver[key]}"
         )
+    if cfg.METHOD == "moco" and not cfg.MODEL.SHUFFLE_BN:
+        yield "MODEL.SHUFFLE_BN False: BN betrays the positive key; only to show that"

@@ -18,6 +18,7 @@ from runtime.config import merge
 NOT_PART_OF_THE_RECIPE = (
     *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
     *("DATA.ROOT", "DATA.NUM_WORKERS", "DATA.MAX_UNREADABLE"),
+    "SOLVER.ACCUMULATE",
 )
 
 
@@ -34,6 +35,8 @@ def default_cfg() -> CfgNode:
                 "MOMENTUM": 0.999,  # of the key encoder
                 "TEMPERATURE": 0.07,
                 "BN_GROUP_SIZE": 32,  # images that share BN statistics (8 GPUs at batch 256)
+                "RUNNING_STATS": "mean",  # over the BN groups, or "first": as official (rank 0's)
+                "SHUFFLE_BN": True,  # False only to show how BN then betrays the positive key
             },
             "DATA": {
                 "ROOT": "",
@@ -54,6 +57,7 @@ def default_cfg() -> CfgNode:
             },
             "SOLVER": {
                 "BATCH_SIZE": 256,  # of all processes together
+                "ACCUMULATE": 1,  # parts in which each process passes its share, to save memory
                 "BASE_LR": 0.03,
                 "SCHEDULE": "multistep",  # cosine or exponential; the rate changes once an epoch
                 "MILESTONES": [120, 160],  # of multistep: epochs

@@ -38,6 +38,12 @@ class Batch:
     indices: torch.Tensor
     unreadable: tuple[tuple[str, str], ...] = ()
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``; the host does not wait for the copies."""
+        views = tuple(view.to(device, non_blocking=True) for view in self.views)
+        labels, indices = (x.to(device, non_blocking=True) for x in (self.labels, self.indices))
+        return Batch(views, labels, indices, self.unreadable)
+
 
 class Sample(NamedTuple):
     """The views of one image, its label and index, and what had to be left out before it."""

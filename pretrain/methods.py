@@ -7,26 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.bn_groups import GroupedBatchNorm2d
+from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
 from pretrain.encoder import build_encoder
 from pretrain.moco import MoCo
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Loss to minimise (scalar, with gradient) and top-1 accuracy in percent (scalar)."""
-
-    loss: torch.Tensor
-    accuracy: torch.Tensor
 
 
 class Method(ABC):
@@ -37,18 +26,22 @@ class Method(ABC):
     chance_loss: float
     model: nn.Module
 
-    def step(self, model: nn.Module, batch: Batch, device: torch.device) -> StepResult:
-        """Loss and accuracy of a batch; ``model`` is ``self.model``, maybe wrapped by DDP."""
-        views = [normalise(view.to(device, non_blocking=True)) for view in batch.views]
-        logits, labels = self.logits(model, views, batch.labels.to(device))
-        accuracy = (logits.argmax(1) == labels).float().mean() * 100
-        return StepResult(F.cross_entropy(logits, labels), accuracy)
+    @abstractmethod
+    def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
+        """Begin an optimiser step; return what :meth:`logits` needs, one entry for each image.
+
+        ``batch`` is this rank's, on its device; ``parts`` is how many parts of it fit at a time.
+        """
 
     @abstractmethod
-    def logits(
-        self, model: nn.Module, views: list[torch.Tensor], labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits N x classes and the target class of each sample."""
+    def logits(self, model: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits N x classes and the target class of each sample, of a part of the batch.
+
+        ``model`` is ``self.model``, maybe wrapped by DDP.
+        """
+
+    def end_step(self) -> None:  # noqa: B027  most methods keep nothing from step to step
+        """End an optimiser step, after all backward passes."""
 
     def set_step(self, step: int) -> None:  # noqa: B027  most methods do not depend on it
         """Tell the model which step comes next; called when a run starts or is resumed."""
@@ -69,16 +62,27 @@ class MoCoMethod(Method):
             temperature=cfg.MODEL.TEMPERATURE,
             mlp=cfg.MODEL.MLP,
             bn_group_size=cfg.MODEL.BN_GROUP_SIZE,
+            running_stats=cfg.MODEL.RUNNING_STATS,
+            shuffle=cfg.MODEL.SHUFFLE_BN,
             seed=cfg.SEED,
         )
         self.model = self.moco
         self.chance_loss = math.log(cfg.MODEL.QUEUE_SIZE + 1)
 
-    def logits(
-        self, model: nn.Module, views: list[torch.Tensor], labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the two views as query and key."""
-        return model(*views)
+    def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
+        """The query views, and the keys of the other views."""
+        queries, others = batch.views
+        keys, self._new_keys = self.moco.encode_keys(others, parts, normalise)
+        return queries, keys
+
+    def logits(self, model: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of query views (uint8) and keys."""
+        queries, keys = inputs
+        return model(normalise(queries), keys)
+
+    def end_step(self) -> None:
+        """The keys of the global batch enter the queue."""
+        self.moco.end_step(self._new_keys)
 
     def set_step(self, step: int) -> None:
         """The permutations of shuffled BN follow the step."""
@@ -92,12 +96,15 @@ class SupervisedMethod(Method):
     view_count = 1
 
     def __init__(self, cfg: CfgNode, num_classes: int) -> None:
-        norm = partial(GroupedBatchNorm2d, group_size=cfg.MODEL.BN_GROUP_SIZE)
+        norm = grouped_norm(cfg.MODEL.BN_GROUP_SIZE, cfg.MODEL.RUNNING_STATS)
         self.model = build_encoder(cfg.MODEL.ARCH, num_classes, norm)
         self.chance_loss = math.log(num_classes)
 
-    def logits(
-        self, model: nn.Module, views: list[torch.Tensor], labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the one view, with the class index as target."""
-        return model(views[0]), labels
+    def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
+        """The one view, and the class indices."""
+        return batch.views[0], batch.labels
+
+    def logits(self, model: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a view (uint8), with the class index as target."""
+        images, labels = inputs
+        return model(normalise(images)), labels

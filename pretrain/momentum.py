@@ -15,5 +15,4 @@ def momentum_update_(key_encoder: nn.Module, query_encoder: nn.Module, momentum:
     """
     keys: list[torch.Tensor] = list(key_encoder.parameters())
     queries: list[torch.Tensor] = list(query_encoder.parameters())
-    torch._foreach_mul_(keys, momentum)
-    torch._foreach_add_(keys, queries, alpha=1 - momentum)
+    torch._foreach_lerp_(keys, queries, 1 - momentum)

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 from torch.utils.data import DataLoader
 
 from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
-from pretrain.bn_groups import average_running_statistics_
+from pretrain.bn_groups import share_running_statistics_
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
-from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
+from pretrain.data import EpochBatches, ViewDataset, build_loader
 from pretrain.images import ImageSource
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
 from pretrain.pictures import save_views
 from pretrain.sources import open_source
+from pretrain.step import Step
 from pretrain.unreadable import UnreadableImages, allowed
 from runtime import rundir
 from runtime.config import dump
@@ -31,6 +31,7 @@ from runtime.device import loader_workers, run_device
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
 from runtime.errors import InputError
 from runtime.files import write_text
+from runtime.memory import keep_freed_memory
 from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
 
 log = logging.getLogger("moco")
@@ -81,6 +82,8 @@ class _Run:
         self.fingerprint = folder.fingerprint()
         limit = allowed(cfg.DATA.MAX_UNREADABLE, len(folder.files))
         self.unreadable = UnreadableImages(output, limit, resume)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         method.model.to(self.device).to(memory_format=torch.channels_last)
         method.model.train()
         self.optimizer = torch.optim.SGD(
@@ -161,6 +164,9 @@ class _Run:
 
     def _loop(self, loader: DataLoader, writer: MetricsWriter | None) -> None:
         model = data_parallel(self.method.model)
+        take_step = Step(
+            self.method, model, self.optimizer, self.device, self.cfg.SOLVER.ACCUMULATE
+        )
         progress = Progress(self.start, self.total_steps)
         batches = iter(loader)
         for step in range(self.start, self.total_steps):
@@ -171,19 +177,12 @@ class _Run:
             if isinstance(batch, InputError):
                 raise batch
             self.unreadable.note(batch.unreadable)
-            loss, accuracy = self._step(model, batch)
+            loss, accuracy = take_step(batch)
             done = step + 1
             if done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps:
                 self.unreadable.gather()
                 self._log(writer, progress, done, loss, accuracy, lr)
             self._maybe_save(done)
-
-    def _step(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        result = self.method.step(model, batch, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        self.optimizer.step()
-        return result.loss.detach(), result.accuracy
 
     def _set_lr(self, step: int) -> float:
         lr = schedule.rate(self.cfg.SOLVER, step, self.steps_per_epoch)
@@ -226,7 +225,8 @@ class _Run:
         if not final and (rest or epoch % self.cfg.CHECKPOINT_PERIOD):
             return
         self.unreadable.gather()
-        average_running_statistics_(self.method.model)
+        share_running_statistics_(self.method.model)
+        share_running_statistics_(self.method.model)
         if is_main():
             path = self.output / (FINAL if final else f"checkpoint_{epoch - 1:04d}.pth")
             checkpoint.save(

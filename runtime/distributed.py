@@ -40,6 +40,20 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def all_to_all(x: torch.Tensor, to_each: list[int], from_each: list[int]) -> torch.Tensor:
+    """Send the first ``to_each[0]`` rows of ``x`` to rank 0, the next ``to_each[1]`` to rank 1, ...
+
+    ``from_each[r]`` says how many come from rank r. No gradient flows. Returns them in the order of
+    the ranks, sum(from_each) x ...; ``x`` itself for one process.
+    """
+    if world_size() == 1:
+        return x
+    received = x.new_empty(sum(from_each), *x.shape[1:])
+    dist.all_to_all_single(received, x.contiguous(), from_each, to_each)
+    return received
+
+
+@torch.no_grad()
 def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
     """Sum of ``x`` over all ranks in their order, bit for bit the same on each."""
     return all_gather(x[None]).sum(0) if world_size() > 1 else x
@@ -53,6 +67,13 @@ def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(total)
         total /= world_size()
     return total
+
+
+@torch.no_grad()
+def broadcast_(x: torch.Tensor) -> None:
+    """Overwrite ``x`` by that of rank 0."""
+    if world_size() > 1:
+        dist.broadcast(x, src=0)
 
 
 def from_main(value: Any) -> Any:

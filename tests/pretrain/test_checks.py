@@ -14,7 +14,7 @@ from runtime.config import leaves
 from runtime.errors import InputError
 
 FREE = {"MODEL.ARCH", "DATA.ROOT", "OUTPUT_DIR"}  # texts, looked up later
-SWITCHES = {"MODEL.MLP", "VIEWS.GRAYSCALE_FIRST"}
+SWITCHES = {"MODEL.MLP", "MODEL.SHUFFLE_BN", "VIEWS.GRAYSCALE_FIRST"}
 NAN = float("nan")
 WRONG = {
     "METHOD": ["byol"],
@@ -23,6 +23,7 @@ WRONG = {
     "MODEL.MOMENTUM": [-0.1, 1.1, NAN],
     "MODEL.TEMPERATURE": [0.0, -1.0, NAN, float("inf")],
     "MODEL.BN_GROUP_SIZE": [1],
+    "MODEL.RUNNING_STATS": ["last"],
     "DATA.NUM_WORKERS": [-2],
     "DATA.MAX_UNREADABLE": [-0.1, 1.5, NAN],
     "VIEWS.CROP_SIZE": [0],
@@ -34,6 +35,7 @@ WRONG = {
     "VIEWS.BLUR_SIGMA": [[2.0, 0.1], [0.0, 1.0], [0.1, NAN], [0.1, float("inf")], []],
     "VIEWS.FLIP_PROB": [1.5, -0.5],
     "SOLVER.BATCH_SIZE": [0],
+    "SOLVER.ACCUMULATE": [0],
     "SOLVER.BASE_LR": [0.0, -0.1, NAN],
     "SOLVER.SCHEDULE": ["linear", ""],
     "SOLVER.MILESTONES": [[160, 120], [120, 120], [0], [1.5], ["x"], [True]],
@@ -157,7 +159,7 @@ def test_what_never_comes_is_named() -> None:
 def test_a_section_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="SOLVER is a section; set one of BATCH_SIZE, BASE_LR"):
+    with pytest.raises(InputError, match="SOLVER is a section; set one of BATCH_SIZE, ACCUMULATE"):
         load_cfg(path, [])
     path.write_text("SOLVR: {}\n")
     with pytest.raises(InputError, match="unknown key 'SOLVR'"):

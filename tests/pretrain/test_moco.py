@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from reference_moco import train_reference
 
-from pretrain.bn_groups import average_running_statistics_
+from pretrain.bn_groups import share_running_statistics_
 from pretrain.moco import MoCo
 from pretrain.shuffled_bn import permutation
 from runtime.distributed import data_parallel
@@ -45,16 +45,18 @@ def train_ours(model: torch.nn.Module, moco: MoCo, rank: int, world: int) -> lis
     )
     losses = []
     for im_q, im_k in make_batches():
-        logits, labels = model(im_q[share], im_k[share])
+        keys, all_keys = moco.encode_keys(im_k[share])
+        logits, labels = model(im_q[share], keys)
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        moco.end_step(all_keys)
         total = loss.detach().clone()
         if world > 1:
             dist.all_reduce(total)
         losses.append(float(total) / world)
-    average_running_statistics_(moco)
+    share_running_statistics_(moco)
     return losses
 
 
@@ -130,10 +132,22 @@ def test_official_names_and_shapes() -> None:
     torch.testing.assert_close(state["queue"].norm(dim=0), torch.ones(64))
 
 
-def test_evaluation_changes_nothing() -> None:
+def test_forward_alone_changes_nothing() -> None:
     moco = new_moco(True).eval()
     before = {name: value.clone() for name, value in moco.state_dict().items()}
-    logits, labels = moco(*make_batches()[0])
+    keys = F.normalize(torch.randn(BATCH, 16, dtype=torch.float64), dim=1)
+    logits, labels = moco(make_batches()[0][0], keys)
     assert logits.shape == (BATCH, 1 + QUEUE)
     assert labels.tolist() == [0] * BATCH
     assert all(torch.equal(value, before[name]) for name, value in moco.state_dict().items())
+
+
+def test_keys_that_enter_before_the_backward_pass_are_an_error() -> None:
+    """The queue is not copied, so the order matters; autograd watches over it."""
+    moco = new_moco(False)
+    im_q, im_k = make_batches()[0]
+    keys, all_keys = moco.encode_keys(im_k)
+    logits, labels = moco(im_q, keys)
+    moco.end_step(all_keys)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        F.cross_entropy(logits, labels).backward()

@@ -124,6 +124,10 @@ WRONG = {
     "batch": (["SOLVER.BATCH_SIZE", "32"], "exceeds the 24 images"),
     "groups": (["MODEL.BN_GROUP_SIZE", "3"], "does not divide into BN groups"),
     "one group": (["MODEL.BN_GROUP_SIZE", "8"], "one BN group holds the whole batch"),
+    "parts": (
+        ["SOLVER.ACCUMULATE", "4"],
+        r"on 1 process\(es\) in SOLVER.ACCUMULATE 4 parts: .* 16",
+    ),
     "arch": (["MODEL.ARCH", "vgg16"], "MODEL.ARCH 'vgg16'"),
     "unknown key": (["MODEL.QEUE_SIZE", "8"], "MODEL.QUEUE_SIZE"),
     "type": (["SOLVER.BATCH_SIZE", "many"], "SOLVER.BATCH_SIZE"),
