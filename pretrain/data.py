@@ -182,5 +182,5 @@ def normalise(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:
     """uint8 N x 3 x H x W to float32 with ImageNet's mean and standard deviation, on its device."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
-    out = (images.float() / 255 - mean) / std
+    out = (images.to(mean.dtype) / 255 - mean) / std
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out

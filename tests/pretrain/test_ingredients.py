@@ -14,7 +14,7 @@ from torchvision.models import resnet18, resnet50
 from torchvision.transforms import RandomResizedCrop
 
 from pretrain import schedule
-from pretrain.bn_groups import GroupedBatchNorm2d
+from pretrain.bn_groups import GroupedBatchNorm2d, calls_as_one
 from pretrain.dictionary import enqueue_
 from pretrain.encoder import build_encoder
 from pretrain.info_nce import info_nce_logits
@@ -76,6 +76,24 @@ def test_grouped_bn_equals_separate_bn() -> None:
     assert int(grouped.num_batches_tracked) == 1
     with pytest.raises(ValueError, match="does not divide"):
         grouped(x[:6])
+
+
+@pytest.mark.parametrize("running_stats", ["mean", "first"])
+def test_calls_as_one_equal_one_call(running_stats: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, 5, 5) * 3 + 1
+    whole, parts = (GroupedBatchNorm2d(3, 4, running_stats) for _ in range(2))
+    expected = whole(x)
+    with calls_as_one(parts):
+        out = torch.cat([parts(part) for part in x.split(4)])
+        assert torch.equal(parts.running_mean, torch.zeros(3))  # only at the end
+    assert torch.equal(out, expected)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value), name
+    assert int(parts.num_batches_tracked) == 1
+    first = nn.BatchNorm2d(3)
+    first(x[:4])
+    assert torch.equal(whole.running_var, first.running_var) == (running_stats == "first")
 
 
 def test_encoders_are_torchvisions() -> None:
