@@ -63,6 +63,7 @@ _PROBABILITY = _within(0, 1)
 RULES: dict[str, Rule] = {
     "METHOD": _one_of("moco", "supervised"),
     "MODEL.ARCH": _ANY,
+    "MODEL.INIT": _ANY,
     "MODEL.DIM": _at_least(1),
     "MODEL.MLP": _ANY,
     "MODEL.QUEUE_SIZE": _at_least(1),

@@ -29,6 +29,7 @@ def default_cfg() -> CfgNode:
             "METHOD": "moco",  # moco, or supervised (cross-entropy on one sub-folder a class)
             "MODEL": {
                 "ARCH": "resnet50",
+                "INIT": "",  # checkpoint to go on from, any that tools/convert_to_d2.py reads
                 "DIM": 128,  # of the output, L2-normalised
                 "MLP": False,  # MoCo v2's two-layer head
                 "QUEUE_SIZE": 65536,

@@ -20,6 +20,7 @@ from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
 from pretrain.data import EpochBatches, ViewDataset, build_loader
 from pretrain.images import ImageSource
+from pretrain.initial_weights import load_initial_weights
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
 from pretrain.pictures import save_views
 from pretrain.sources import open_source
@@ -50,6 +51,7 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
     folder = open_source(cfg.DATA.ROOT)
     check_data(cfg, folder, world_size())
     method = _build_method(cfg, folder)
+    beginning = _initial_weights(cfg, method, resume)
     output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
     barrier()
     if not is_main():
@@ -57,6 +59,8 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
         return _Run(cfg, folder, method, output, resume).train()
     with rundir.locked(output):
         set_up_logging(output, main=True)
+        for line in beginning:
+            log.info("%s", line)
         for line in (*notes, *doubts(cfg, len(folder.files) // cfg.SOLVER.BATCH_SIZE)):
             log.warning("%s", line)
         return _Run(cfg, folder, method, output, resume).train()
@@ -67,6 +71,15 @@ def _build_method(cfg: CfgNode, folder: ImageSource) -> Method:
     if cfg.METHOD == "supervised":
         return SupervisedMethod(cfg, len(folder.classes()))
     return MoCoMethod(cfg)
+
+
+def _initial_weights(cfg: CfgNode, method: Method, resume: bool) -> list[str]:
+    """Load MODEL.INIT, unless there is a checkpoint to resume from; what to say of it."""
+    if not cfg.MODEL.INIT:
+        return []
+    if resume and rundir.last_checkpoint(Path(cfg.OUTPUT_DIR)):
+        return ["--resume: the run's own checkpoint counts, MODEL.INIT is not read again"]
+    return load_initial_weights(method.model, cfg.MODEL.ARCH, cfg.MODEL.INIT)
 
 
 class _Run:

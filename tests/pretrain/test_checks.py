@@ -13,7 +13,7 @@ from pretrain.config import default_cfg, load_cfg
 from runtime.config import leaves
 from runtime.errors import InputError
 
-FREE = {"MODEL.ARCH", "DATA.ROOT", "OUTPUT_DIR"}  # texts, looked up later
+FREE = {"MODEL.ARCH", "MODEL.INIT", "DATA.ROOT", "OUTPUT_DIR"}  # texts, looked up later
 SWITCHES = {"MODEL.MLP", "MODEL.SHUFFLE_BN", "VIEWS.GRAYSCALE_FIRST"}
 NAN = float("nan")
 WRONG = {
