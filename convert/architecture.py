@@ -109,25 +109,3 @@ def identify(state: Mapping[str, torch.Tensor], source: str) -> Architecture:
     middle = "layer1.0.conv2.weight"
     planes = state[middle].shape[0] if middle in state else 0
     return Architecture(depth, state["conv1.weight"].shape[0], planes)
-
-
-def check_complete(
-    state: Mapping[str, torch.Tensor], architecture: Architecture, source: str
-) -> None:
-    """Demand every backbone tensor, in name and shape, and finite.
-
-    Raises InputError that lists what is missing, misshapen, unknown or not finite.
-    """
-    expected = architecture.shapes()
-    problems = [f"missing {name}" for name in expected if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in expected]
-    for name, shape in expected.items():
-        if name in state and tuple(state[name].shape) != shape:
-            problems.append(f"{name} is {tuple(state[name].shape)} instead of {shape}")
-        elif name in state and not torch.isfinite(state[name]).all():
-            problems.append(f"{name} has values that are not finite")
-    if problems:
-        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise InputError(
-            f"{source} is not a complete {architecture.name}: {len(problems)} problem(s): {shown}"
-        )

@@ -1,7 +1,7 @@
 """``backbone.pkl``: the file that Detectron2 reads, plus the conventions of its weights.
 
 ``{"model": {name: array}, "__author__": ..., "matching_heuristics": True, "conventions": ...,
-"seen_images": ...}``.
+"verification": ..., "incomplete": ..., "seen_images": ...}``; the last two where there are any.
 Names are those of Detectron2's ResNet (``stem.conv1.weight``, ``res2.0.conv1.norm.bias``, ...);
 Detectron2 matches them by their longest suffix, so that ``res5`` finds the box head of a C4 model
 and the backbone of an FPN. It ignores entries that it does not know.
@@ -10,11 +10,14 @@ and the backbone of an FPN. It ignores entries that it does not know.
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from convert import safe_pickle
 from convert.conventions import Conventions
 from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
@@ -27,17 +30,38 @@ DETECTOR = ("backbone.", "proposal_generator.", "roi_heads.")  # parts of a dete
 
 @dataclass(frozen=True)
 class Backbone:
-    """Arrays by Detectron2's names (float32; ``num_batches_tracked`` int64), their conventions, and
-    the images that they were pretrained on where the checkpoint says so.
+    """Weights with all that belongs to them.
+
+    Attributes:
+        arrays: by Detectron2's names; float32, ``num_batches_tracked`` int64.
+        conventions: of these weights.
+        seen_images: that they were pretrained on, where the checkpoint says so.
+        incomplete: name → "missing" or "untrained", what ``--allow-missing`` let pass.
+        verification: differences from the checkpoint's features (``Verification.to_dict``).
     """
 
     arrays: dict[str, np.ndarray]
     conventions: Conventions
     seen_images: SeenImages | None = None
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    verification: Mapping[str, Any] | None = None
+
+    @property
+    def gaps(self) -> str:
+        """What is incomplete, in a line for a log; "" where nothing is."""
+        names = [f"{name} {why}" for name, why in self.incomplete.items()]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"converted with --allow-missing, {len(names)} incomplete: {shown}" if names else ""
 
 
-def write_backbone(path: str | Path, backbone: Backbone) -> None:
-    """Write ``backbone`` to ``path`` atomically; the name must end in ``.pkl``."""
+def write_backbone(
+    path: str | Path, backbone: Backbone, check: Callable[[Backbone], object] | None = None
+) -> None:
+    """Write ``backbone`` to ``path`` atomically; the name must end in ``.pkl``.
+
+    The temporary file is read back and given to ``check``, which may raise, before it gets its
+    name.
+    """
     check_name(path)
     content = {
         "model": backbone.arrays,
@@ -45,10 +69,17 @@ def write_backbone(path: str | Path, backbone: Backbone) -> None:
         "matching_heuristics": True,
         "conventions": backbone.conventions.to_dict(),
     }
+    if backbone.verification is not None:
+        content["verification"] = dict(backbone.verification)
+    if backbone.incomplete:
+        content["incomplete"] = dict(backbone.incomplete)
     if backbone.seen_images is not None:
         content["seen_images"] = backbone.seen_images.to_dict()
-    with atomic_write(path) as stream:
+    with atomic_write(path, "w+b") as stream:
         pickle.dump(content, stream, protocol=4)
+        if check is not None:
+            stream.seek(0)
+            check(parse(safe_pickle.load(stream.read(), str(path)), path))
 
 
 def check_name(path: str | Path) -> None:
@@ -64,7 +95,11 @@ def read_backbone(path: str | Path) -> Backbone:
 
     Raises InputError where the file is unsafe, empty, or carries no conventions.
     """
-    content = read_checkpoint(path)
+    return parse(read_checkpoint(path), path)
+
+
+def parse(content: Any, path: str | Path) -> Backbone:
+    """The backbone in the content of the file ``path``; InputError as in :func:`read_backbone`."""
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path} is no backbone file: make one with tools/convert_to_d2.py")
     trained = [name for name in content["model"] if str(name).startswith(DETECTOR)]
@@ -83,4 +118,8 @@ def read_backbone(path: str | Path) -> Backbone:
         raise InputError(f"{path} holds no weights: convert the original checkpoint again")
     conventions = Conventions.from_dict(content["conventions"], str(path))
     seen = SeenImages.from_dict(content.get("seen_images"), str(path))
-    return Backbone(arrays, conventions, seen)
+    incomplete = content.get("incomplete", {})
+    verification = content.get("verification")
+    if not isinstance(incomplete, dict) or not isinstance(verification, dict | None):
+        raise InputError(f"{path} has damaged entries: convert the original checkpoint again")
+    return Backbone(arrays, conventions, seen, incomplete, verification)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from convert.architecture import Architecture, check_complete, identify
+from convert.architecture import Architecture, identify
+from convert.completeness import check_complete
 from convert.conventions import Conventions
 from convert.formats import Format, backbone_state, detect
 from convert.reading import read_checkpoint
@@ -29,6 +30,7 @@ class Source:
         format: the toolkit that wrote it.
         tensors: all tensors of the file, by their own names.
         seen: the images that it was pretrained on; None where the file does not say.
+        incomplete: name → "missing" or "untrained", what ``--allow-missing`` let pass.
     """
 
     backbone: dict[str, torch.Tensor]
@@ -38,19 +40,29 @@ class Source:
     format: Format
     tensors: dict[str, torch.Tensor]
     seen: SeenImages | None
+    incomplete: Mapping[str, str]
 
 
-def read_source(path: str | Path) -> Source:
-    """Read, recognise and verify a checkpoint.
+def read_source(path: str | Path, allow_missing: bool = False) -> Source:
+    """Read, recognise and check a checkpoint.
 
-    Raises InputError where it cannot be read, is of no known format, or is not a complete ResNet.
+    Raises InputError where it cannot be read, is of no known format, or is not a complete ResNet;
+    ``allow_missing`` lets missing and untrained tensors pass.
     """
+    source = recognise(path)
+    architecture, state = source.architecture, source.backbone
+    incomplete = check_complete(state, architecture, str(path), allow_missing)
+    ordered = {name: state[name] for name in architecture.shapes() if name in state}
+    return replace(source, backbone=ordered, incomplete=incomplete)
+
+
+def recognise(path: str | Path) -> Source:
+    """Read and recognise a checkpoint without asking whether its backbone is complete."""
     source = str(path)
     content = read_checkpoint(path)
     known = detect(content, source)
     state = backbone_state(content, known, source)
     architecture = identify(state, source)
-    check_complete(state, architecture, source)
     conventions = Conventions(
         **known.conventions,
         depth=architecture.depth,
@@ -70,13 +82,14 @@ def read_source(path: str | Path) -> Source:
         n.removeprefix(known.prefix): t for n, t in tensors.items() if n.startswith(known.prefix)
     }
     return Source(
-        backbone={name: state[name] for name in architecture.shapes()},
+        backbone=state,
         head={name: tensor for name, tensor in mine.items() if name not in state},
         architecture=architecture,
         conventions=conventions,
         format=known,
         tensors=tensors,
         seen=SeenImages.from_dict(content.get("seen_images"), source),
+        incomplete={},
     )
 
 

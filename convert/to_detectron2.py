@@ -14,6 +14,8 @@ from convert.architecture import Architecture
 from convert.backbone_file import Backbone, check_name, write_backbone
 from convert.formats import Format
 from convert.source import read_source
+from convert.verify import TORCHVISION, Verification, features, verify
+from runtime.errors import InputError
 
 # torchvision's names → Detectron2's (both projects' own converters agree on these)
 RENAMES = (
@@ -33,6 +35,8 @@ class Converted:
     architecture: Architecture
     format: Format
     head: tuple[str, ...]  # tensors of the head, which a detector does not take over
+    verification: Verification
+    features: dict[str, torch.Tensor]  # of the checkpoint, by stage
 
     def stage_counts(self) -> dict[str, int]:
         """Number of tensors by stage: stem, res2, ..., res5."""
@@ -46,24 +50,62 @@ def detectron2_name(name: str) -> str:
     return name
 
 
-def convert(path: str | Path) -> Converted:
-    """Read, recognise and verify a checkpoint.
+def convert(
+    path: str | Path, allow_missing: bool = False, with_detectron2: bool = False
+) -> Converted:
+    """Read, check and convert a checkpoint; compare the features of both.
 
+    ``allow_missing`` lets missing and untrained tensors pass and notes them in the backbone.
     Raises InputError where it cannot be read, is of no known format, or is not a complete ResNet.
     """
-    source = read_source(path)
+    source = read_source(path, allow_missing)
+    conventions = source.conventions
     arrays = {detectron2_name(name): _array(value) for name, value in source.backbone.items()}
+    expected = features(
+        source.backbone, TORCHVISION, source.architecture, conventions.stride_in_1x1
+    )
+    keys = conventions.detectron2_keys()
+    verification = verify(arrays, expected, source.architecture, keys, str(path), with_detectron2)
+    backbone = Backbone(
+        arrays,
+        conventions,
+        source.seen,
+        {detectron2_name(f"{name}.").rstrip("."): why for name, why in source.incomplete.items()},
+        verification.to_dict(),
+    )
     head = tuple(source.format.prefix + name for name in source.head)
-    backbone = Backbone(arrays, source.conventions, source.seen)
-    return Converted(backbone, source.architecture, source.format, head)
+    return Converted(backbone, source.architecture, source.format, head, verification, expected)
 
 
-def convert_file(source: str | Path, target: str | Path) -> Converted:
-    """Convert ``source`` and write ``target`` (``.pkl``); nothing is written on an error."""
+def convert_file(
+    source: str | Path,
+    target: str | Path,
+    allow_missing: bool = False,
+    with_detectron2: bool = False,
+) -> Converted:
+    """Convert ``source`` and write ``target`` (``.pkl``); nothing is written on an error.
+
+    What was written is read back and compared with the checkpoint in its turn before it gets its
+    name.
+    """
     check_name(target)
-    converted = convert(source)
-    write_backbone(target, converted.backbone)
+    converted = convert(source, allow_missing, with_detectron2)
+    write_backbone(
+        target, converted.backbone, lambda written: _check_written(written, converted, str(target))
+    )
     return converted
+
+
+def _check_written(written: Backbone, converted: Converted, name: str) -> None:
+    meant = converted.backbone
+    same = list(written.arrays) == list(meant.arrays) and all(
+        array.dtype == meant.arrays[key].dtype and np.array_equal(array, meant.arrays[key])
+        for key, array in written.arrays.items()
+    )
+    if not same or written.conventions.to_dict() != meant.conventions.to_dict():
+        raise InputError(f"{name} reads back different from what was written: is the disk sound?")
+    keys = written.conventions.detectron2_keys()
+    verify(written.arrays, converted.features, converted.architecture, keys, name)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

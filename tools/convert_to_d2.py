@@ -1,40 +1,155 @@
 #!/usr/bin/env python
-"""Convert a ResNet checkpoint to backbone weights that Detectron2 and tools/train_det.py read."""
+"""Convert ResNet checkpoints to backbone weights that Detectron2 and tools/train_det.py read."""
 
 import argparse
+import json
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from convert.to_detectron2 import convert_file
-from runtime.errors import exit_code
+from convert.inspection import describe, inspect
+from convert.to_detectron2 import Converted, convert_file
+from runtime.errors import EXIT_WRONG_INPUT, InputError, exit_code
 
-EXAMPLE = """example:
-  python tools/convert_to_d2.py output/moco/checkpoint_final.pth moco.pkl"""
+EXAMPLE = """examples:
+  python tools/convert_to_d2.py output/moco/checkpoint_final.pth moco.pkl
+  python tools/convert_to_d2.py downloads/*.pth --out-dir weights
+  python tools/convert_to_d2.py --inspect moco.pkl"""
 
 
 def main(args: argparse.Namespace) -> None:
-    converted = convert_file(args.checkpoint, args.output)
-    conventions = converted.backbone.conventions
-    branch = f", taking {conventions.branch}" if conventions.branch else ""
-    print(f"{args.checkpoint}: {conventions.source_format}{branch}, {converted.architecture.name}")
+    if args.inspect:
+        each(args.files, lambda file: show(inspect(file), args.json))
+    elif args.out_dir:
+        targets = {file: Path(args.out_dir) / f"{name_of(file)}.pkl" for file in args.files}
+        check_targets(targets)
+        each(args.files, lambda file: one_line(file, targets[file], args))
+    else:
+        if len(args.files) != 2:
+            raise InputError("give a checkpoint and a file to write, or several and --out-dir DIR")
+        report(args.files[0], args.files[1], args)
+
+
+def each(files: list[str], work: Callable[[str], None]) -> None:
+    """Do all of them; one bad file does not stop the others, but decides the exit code."""
+    if not files:
+        raise InputError("name at least one checkpoint")
+    codes = [exit_code(lambda file=file: work(file)) for file in files]
+    if failed := len(codes) - codes.count(0):
+        if len(files) > 1:
+            print(f"{failed} of {len(files)} files failed", file=sys.stderr)
+        sys.exit(EXIT_WRONG_INPUT)
+
+
+def name_of(file: str) -> str:
+    """``moco_v2_800ep`` of ``moco_v2_800ep.pth.tar``; other dots stay."""
+    name = Path(file).name
+    for suffix in (".tar", ".pth", ".pt", ".ckpt", ".pkl", ".safetensors", ".bin"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def check_targets(targets: dict[str, Path]) -> None:
+    """Two inputs of one name would overwrite each other; an input must never be overwritten."""
+    for target, count in Counter(targets.values()).items():
+        if count > 1:
+            same = [file for file, to in targets.items() if to == target]
+            raise InputError(f"{' and '.join(same)} would both become {target}")
+    for file, target in targets.items():
+        if Path(file).resolve() == target.resolve():
+            raise InputError(f"{file} would be overwritten: name another --out-dir")
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+
+def one_line(file: str, target: Path, args: argparse.Namespace) -> None:
+    converted = convert_file(file, target, args.allow_missing, args.detectron2)
+    if args.json:
+        print(json.dumps(summary(file, target, converted)))
+    else:
+        print(f"{headline(file, converted)} -> {target} ({outcome(converted)})", flush=True)
+
+
+def report(file: str, target: str, args: argparse.Namespace) -> None:
+    converted = convert_file(file, target, args.allow_missing, args.detectron2)
+    if args.json:
+        print(json.dumps(summary(file, target, converted), indent=1))
+        return
+    print(headline(file, converted))
     for stage, count in converted.stage_counts().items():
         print(f"  {stage:5s} {count:4d} tensors")
-    print(f"  head  {len(converted.head):4d} tensors not taken over ({', '.join(converted.head)})")
-    for key, value in conventions.detectron2_keys().items():
+    head = converted.head
+    print(f"  head  {len(head):4d} tensors not taken over ({', '.join(head)})")
+    for key, value in converted.backbone.conventions.detectron2_keys().items():
         print(f"  {key}: {value}")
     if seen := converted.backbone.seen_images:
         print(f"  remembers {len(seen.digests)} of {seen.total} pretraining images")
-    print(f"wrote {args.output}: {len(converted.backbone.arrays)} tensors, all found")
+    for name, why in converted.backbone.incomplete.items():
+        print(f"  {why}: {name}")
+    print(f"wrote {target}: {len(converted.backbone.arrays)} tensors, {outcome(converted)}")
+
+
+def headline(file: str, converted: Converted) -> str:
+    conventions = converted.backbone.conventions
+    branch = f", taking {conventions.branch}" if conventions.branch else ""
+    return f"{file}: {conventions.source_format}{branch}, {converted.architecture.name}"
+
+
+def outcome(converted: Converted) -> str:
+    verification, incomplete = converted.verification, len(converted.backbone.incomplete)
+    found = f"{incomplete} MISSING OR UNTRAINED" if incomplete else "all found"
+    by = " and Detectron2's backbone" if verification.detectron2 else ""
+    stages = verification.differences
+    if not stages:
+        return f"{found}; NO features could be compared"
+    first, last = next(iter(stages)), list(stages)[-1]
+    return f"{found}; {first}-{last} features{by} within {verification.largest:.1e} of the source's"
+
+
+def summary(file: str, target: str | Path, converted: Converted) -> dict:
+    backbone = converted.backbone
+    return {
+        "file": file,
+        "written": str(target),
+        "format": backbone.conventions.source_format,
+        "branch": backbone.conventions.branch,
+        "architecture": converted.architecture.name,
+        "tensors": len(backbone.arrays),
+        "incomplete": dict(backbone.incomplete),
+        "verification": converted.verification.to_dict(),
+        "conventions": backbone.conventions.to_dict(),
+    }
+
+
+def show(found: dict, as_json: bool) -> None:
+    print(json.dumps(found) if as_json else describe(found), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="MoCo, this toolkit's or torchvision's checkpoint")
-    parser.add_argument("output", help="file to write; must end in .pkl")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="checkpoint and the .pkl to write; or checkpoints"
+    )
+    parser.add_argument("--out-dir", metavar="DIR", help="convert every FILE into DIR/NAME.pkl")
+    parser.add_argument(
+        "--inspect", action="store_true", help="say what every FILE is, write nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts: one JSON object a file")
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="accept missing and untrained tensors on purpose; the file, the trainer's log and "
+        "its results will say so",
+    )
+    parser.add_argument(
+        "--detectron2",
+        action="store_true",
+        help="compare the features of Detectron2's own backbone, too",
+    )
     arguments = parser.parse_args()
     sys.exit(exit_code(lambda: main(arguments)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from checkpoints import trained
 from conftest import ROOT
 
 from convert.architecture import BLOCKS, Architecture, identify
@@ -20,15 +21,6 @@ from convert.to_detectron2 import convert, convert_file, detectron2_name
 from pretrain.encoder import build_encoder
 from pretrain.moco import MoCo
 from runtime.errors import InputError
-
-
-def trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Different values everywhere, so that a swapped tensor shows."""
-    torch.manual_seed(0)
-    return {
-        name: torch.randn_like(value) if value.is_floating_point() else value + 7
-        for name, value in state.items()
-    }
 
 
 def official_moco(arch: str = "resnet18", **options: bool) -> dict:
@@ -175,7 +167,10 @@ def test_torchvision_weights(tmp_path: Path) -> None:
     state = trained(torchvision.models.resnet34().state_dict())
     torch.save(state, tmp_path / "r34.pth")
     converted = convert(tmp_path / "r34.pth")
-    assert (converted.format.name, converted.architecture.name) == ("torchvision", "resnet34")
+    assert (converted.format.name, converted.architecture.name) == (
+        "torchvision",
+        "resnet34",
+    )
     assert converted.head == ("fc.weight", "fc.bias")
 
 

@@ -17,7 +17,6 @@ detectron2 = pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
 from convert.to_detectron2 import convert_file  # noqa: E402
-from pretrain.encoder import build_encoder  # noqa: E402
 from transfer.engines.select import select_engine  # noqa: E402
 from transfer.recipe.load import load_cfg  # noqa: E402
 from transfer.run.finetune import finetune  # noqa: E402
@@ -41,8 +40,7 @@ DATALOADER.NUM_WORKERS 0
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     tiny.write_voc(folder / "voc")
-    torch.manual_seed(0)
-    torch.save(build_encoder("resnet18", 10).state_dict(), folder / "r18.pth")
+    torch.save(tiny.touched("resnet18"), folder / "r18.pth")
     convert_file(folder / "r18.pth", folder / "r18.pkl")
     return folder
 

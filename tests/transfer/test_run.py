@@ -17,6 +17,7 @@ from tiny import job
 
 from convert.backbone_file import Backbone, read_backbone
 from convert.backbone_file import write_backbone as write_pkl
+from convert.to_detectron2 import convert_file
 from runtime.errors import InputError
 from transfer.engines.embedded import build_model
 from transfer.recipe.defaults import default_cfg
@@ -173,6 +174,28 @@ def test_backbone_without_conventions_is_refused(world: Path, tmp_path: Path) ->
     write_pkl(tmp_path / "empty.pkl", Backbone({}, backbone.conventions))
     with pytest.raises(InputError, match="holds no weights"):
         finetune(job(world, tmp_path / "run", weights=str(tmp_path / "empty.pkl")))
+
+
+def test_a_file_that_is_incomplete_on_purpose_says_so(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The gap, and nothing else, stays random; log, deviations and results name it."""
+    state = tiny.touched(tiny.ARCH)
+    del state["layer4.1.conv2.weight"]
+    torch.save(state, tmp_path / "part.pth")
+    convert_file(tmp_path / "part.pth", tmp_path / "part.pkl", allow_missing=True)
+    weights = str(tmp_path / "part.pkl")
+    done = finetune(job(world, tmp_path / "run", "SOLVER.MAX_ITER", "1", weights=weights))
+    line = f"{weights}: converted with --allow-missing, 1 incomplete: res5.1.conv2.weight missing"
+    assert line in done["deviations"]
+    assert f"deviates from the recipe: {line}" in capsys.readouterr().err
+    assert done["weights"]["incomplete"] == {"res5.1.conv2.weight": "missing"}
+    backbone = read_backbone(weights)
+    report = load_backbone(model_of(world), backbone, "x")
+    assert {p.module: p.initialised for p in report.modules}["backbone.bottom_up.res5"] == 1
+    del backbone.arrays["res5.0.conv1.weight"]  # a second gap, not on purpose
+    with pytest.raises(InputError, match=r"1 problem.*res5.0.conv1.weight is not in the file"):
+        load_backbone(model_of(world), backbone, "x")
 
 
 def test_diverged_training_stops(world: Path, tmp_path: Path) -> None:

@@ -91,7 +91,15 @@ def write_recipe(path: Path, root: Path) -> Path:
 
 def write_backbone(path: Path, seed: int = 0) -> Path:
     """A ``backbone.pkl`` of the tiny architecture."""
-    torch.manual_seed(seed)
-    torch.save(build_encoder(ARCH, 10).state_dict(), path.with_suffix(".pth"))
+    torch.save(touched(ARCH, seed), path.with_suffix(".pth"))
     convert_file(path.with_suffix(".pth"), path)
     return path
+
+
+def touched(arch: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights whose BN has seen one batch: the converter refuses an untrained network."""
+    torch.manual_seed(seed)
+    encoder = build_encoder(arch, 10)
+    with torch.no_grad():
+        encoder.train()(torch.randn(2, 3, 64, 64))
+    return encoder.state_dict()

@@ -288,4 +288,5 @@ class _Run:
             "path": self.job.weights,
             "sha256": self._weights_sha256(),
             "conventions": self.backbone.conventions.to_dict() if self.backbone else None,
+            "incomplete": dict(self.backbone.incomplete) if self.backbone else {},
         }

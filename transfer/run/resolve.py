@@ -111,7 +111,8 @@ def resolve(engine: Engine, job: Job, backbone: Backbone | None) -> Resolved:
     check_train_settings(cfg, world_size())
     _check_steps(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
-    deviations = _deviations(original, cfg, stated, reasons)
+    gaps = [f"{job.weights}: {backbone.gaps}"] if backbone is not None and backbone.gaps else []
+    deviations = (*_deviations(original, cfg, stated, reasons), *gaps)
     seen = seen_test_images(test, backbone, job.options.allow_deviation)
     return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test, records, seen)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from convert.backbone_file import Backbone
+from convert.completeness import MISSING
 from convert.reading import read_checkpoint
 from runtime.errors import InputError
 
@@ -88,8 +89,8 @@ def load_backbone(
     A name matches the tensor that it is a suffix of (``res5.0.conv1.weight`` is
     ``roi_heads.res5.0.conv1.weight`` in a C4 model), as in Detectron2's matching. Raises
     InputError, before anything is copied, where an array finds no tensor, a shape differs, or a
-    tensor of the residual network finds no array: nothing stays random by accident. ``optimizer``
-    adds its rates to the report.
+    tensor of the residual network finds no array: nothing stays random by accident, only what the
+    file itself marks as missing on purpose. ``optimizer`` adds its rates to the report.
     """
     state = model.state_dict()
     arrays = {} if backbone is None else backbone.arrays
@@ -103,8 +104,12 @@ def load_backbone(
         if tuple(state[key].shape) != arrays[name].shape:
             problems.append(f"{name} is {arrays[name].shape}, {key} {tuple(state[key].shape)}")
     if backbone is not None:
+        allowed = {name: name for name, why in backbone.incomplete.items() if why == MISSING}
+        on_purpose = _match(state, allowed)
         problems += [
-            f"{key} is not in the file" for key in state if key not in targets and _is_trunk(key)
+            f"{key} is not in the file"
+            for key in state
+            if key not in targets and key not in on_purpose and _is_trunk(key)
         ]
     if problems:
         shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
