@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torchvision.models.resnet import ResNet
 
-from convert.architecture import check_complete
+from convert.completeness import check_complete
 from convert.conventions import IMAGENET_RGB
 from convert.source import Source, read_source
 from pretrain.encoder import load_backbone

@@ -27,6 +27,20 @@ def write_images(folder: Path, count: int, size: int = 24, seed: int = 0) -> Non
         Image.fromarray(small).resize((size, size)).save(folder / f"{i:03d}.jpg", quality=95)
 
 
+def trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Different values everywhere, so that a swapped tensor shows; none overflows."""
+    torch.manual_seed(0)
+    return {name: _value(name, value) for name, value in state.items()}
+
+
+def _value(name: str, value: torch.Tensor) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value + 7
+    if name.endswith("running_var"):
+        return torch.rand_like(value) + 0.5
+    return torch.randn_like(value) / max(1, value[:1].numel()) ** 0.5
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """A nested folder of 24 images in two class folders."""

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from checkpoints import trained
-from conftest import ROOT
+from conftest import ROOT, trained
 
 from convert.architecture import BLOCKS, Architecture, identify
 from convert.backbone_file import read_backbone

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from checkpoints import trained
-from conftest import ROOT
+from conftest import ROOT, trained
 
 import convert.to_detectron2 as to_detectron2
 from convert.architecture import identify

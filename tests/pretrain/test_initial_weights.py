@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, write_images
+from conftest import ROOT, trained, write_images
 
 from pretrain.config import load_cfg
 from pretrain.encoder import build_encoder
@@ -24,10 +24,7 @@ def published(path: Path, **options: object) -> dict:
     """An official MoCo checkpoint in which no two tensors are equal."""
     torch.manual_seed(5)
     moco = MoCo(ARCH, 8, 16, **options)  # type: ignore[arg-type]
-    state = {}
-    for name, value in moco.state_dict().items():
-        new = torch.randn_like(value) if value.is_floating_point() else value + 3
-        state[f"module.{name}"] = new
+    state = {f"module.{name}": value for name, value in trained(moco.state_dict()).items()}
     content = {"epoch": 200, "arch": ARCH, "state_dict": state, "optimizer": {}}
     torch.save(content, path)
     return state
@@ -84,8 +81,7 @@ def test_another_head_is_new_and_said_so(tmp_path: Path) -> None:
 
 
 def test_supervised_weights_start_both_encoders(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    weights = torchvision.models.resnet18().state_dict()
+    weights = trained(torchvision.models.resnet18().state_dict())
     torch.save(weights, tmp_path / "r18.pth")
     model = MoCo("resnet18", 16, 16, mlp=True)
     said = load_initial_weights(model, "resnet18", str(tmp_path / "r18.pth"))
@@ -97,8 +93,7 @@ def test_supervised_weights_start_both_encoders(tmp_path: Path) -> None:
 
 
 def test_the_supervised_method_takes_a_head_that_fits(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    weights = torchvision.models.resnet18(num_classes=3).state_dict()
+    weights = trained(torchvision.models.resnet18(num_classes=3).state_dict())
     torch.save(weights, tmp_path / "r18.pth")
     for classes, head in ((3, "loaded, 2 tensors"), (5, "new (fc.weight is")):
         model = build_encoder("resnet18", classes)
