@@ -55,6 +55,10 @@ class ImageList(ImageSource):
         """The file of image ``index``. InputError where that fails."""
         return read_file(self.root.parent / self.files[index])
 
+    def file_sizes(self) -> tuple[int, ...]:
+        """Bytes of each file when the list was read."""
+        return self.sizes
+
     def class_names(self) -> list[str]:
         """What the lines say after the tab."""
         if "" in self.given:

@@ -43,6 +43,10 @@ class ImageSource(ABC):
         """The file of image ``index``. InputError where the storage fails: the run must stop."""
 
     @abstractmethod
+    def file_sizes(self) -> Sequence[int]:
+        """Bytes of each image's file. InputError where one is not there."""
+
+    @abstractmethod
     def class_names(self) -> list[str]:
         """Class of each image. InputError where one has none."""
 
@@ -101,6 +105,10 @@ class ImageFolder(ImageSource):
         """The file of image ``index``. InputError where that fails."""
         return read_file(self.root / self.files[index])
 
+    def file_sizes(self) -> list[int]:
+        """Bytes of each file. InputError where one is not there."""
+        return [file_size(self.root / name) for name in self.files]
+
     def class_names(self) -> list[str]:
         """Names of the top sub-folders that hold the images."""
         loose = next((name for name in self.files if "/" not in name), None)
@@ -114,8 +122,8 @@ class ImageFolder(ImageSource):
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the files."""
         digest = hashlib.sha256()
-        for name in self.files:
-            digest.update(os.fsencode(name) + f"\0{file_size(self.root / name)}\n".encode())
+        for name, size in zip(self.files, self.file_sizes(), strict=True):
+            digest.update(os.fsencode(name) + f"\0{size}\n".encode())
         return digest.hexdigest()
 
 

@@ -77,6 +77,10 @@ class Shards(ImageSource):
             raise InputError(f"{str(path)!r} has become shorter since this run began")
         return content
 
+    def file_sizes(self) -> list[int]:
+        """Bytes of each image."""
+        return self.sizes.tolist()
+
     def class_names(self) -> list[str]:
         """Class indices from the ``.cls`` members, as text that sorts like the numbers."""
         if (self.given < 0).any():
