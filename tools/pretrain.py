@@ -46,6 +46,10 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override recipe keys")
     add_launch_options(parser)
     args = parser.parse_args()
+    if args.output and args.suggest is None:
+        parser.error("--output goes with --suggest; a run's folder is OUTPUT_DIR DIR")
     if args.suggest is not None:
+        if args.overrides or args.resume or args.batch:
+            parser.error("--suggest takes --output only: change the recipe that it writes")
         sys.exit(exit_code(lambda: suggest(args.suggest, args.output)))
     sys.exit(exit_code_of_launch(main, args))

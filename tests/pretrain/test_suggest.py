@@ -171,5 +171,5 @@ def test_a_recipe_that_fails_is_not_suggested(
 
 
 def test_no_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--suggest .* holds no images"):
+    with pytest.raises(InputError, match=r"--suggest .* holds no images"):
         suggest(str(tmp_path), None)
