@@ -63,7 +63,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """An official MoCo checkpoint whose BN has seen data."""
     torch.manual_seed(1)
     moco = MoCo(ARCH, 8, 16)
-    moco(torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32))
+    moco.encoder_q(torch.randn(8, 3, 32, 32))
     state = {f"module.{name}": value for name, value in moco.state_dict().items()}
     torch.save({"epoch": 1, "arch": ARCH, "state_dict": state}, tmp_path / "moco.pth.tar")
     return tmp_path / "moco.pth.tar"
