@@ -105,6 +105,11 @@ RULES: dict[str, Rule] = {
     "SOLVER.EPOCHS": _at_least(1),
     "SOLVER.MAX_STEPS": _at_least(0),
     "CHECKPOINT_PERIOD": _at_least(1),
+    "CHECKPOINT_STEPS": _at_least(0),
+    "CHECKPOINT_KEEP": Rule(
+        "be 0 (all) or at least 2: the newest may be damaged", lambda value: value == 0 or value > 1
+    ),
+    "CHECKPOINT_KEEP_PERIOD": _at_least(0),
     "LOG_PERIOD": _at_least(1),
     "SEED": _within(0, 2**63 - 1),
     "DEVICE": _one_of("auto", "cpu", "cuda"),

@@ -19,6 +19,7 @@ NOT_PART_OF_THE_RECIPE = (
     *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
     *("DATA.ROOT", "DATA.NUM_WORKERS", "DATA.MAX_UNREADABLE"),
     "SOLVER.ACCUMULATE",
+    *("CHECKPOINT_PERIOD", "CHECKPOINT_STEPS", "CHECKPOINT_KEEP", "CHECKPOINT_KEEP_PERIOD"),
 )
 
 
@@ -73,6 +74,9 @@ def default_cfg() -> CfgNode:
                 "MAX_STEPS": 0,
             },
             "CHECKPOINT_PERIOD": 1,  # epochs between checkpoints
+            "CHECKPOINT_STEPS": 0,  # also after every so many steps; 0: only at ends of epochs
+            "CHECKPOINT_KEEP": 3,  # the newest ones stay, and the final one; 0: all stay
+            "CHECKPOINT_KEEP_PERIOD": 0,  # every so many epochs, one stays for good; 0: none
             "LOG_PERIOD": 20,  # steps between log lines
             "SEED": 0,
             "DEVICE": "auto",  # cuda where there is one

@@ -16,6 +16,7 @@ from pretrain.images import ImageSource, UnreadableImageError
 from pretrain.views import ViewRecipe, apply, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
+from runtime.stopping import leave_to_main
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -173,6 +174,7 @@ def build_loader(dataset: ViewDataset, batches: EpochBatches, num_workers: int) 
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_to_main,
         # Workers draw nothing from torch's global generator; a fixed generator keeps it untouched.
         generator=torch.Generator().manual_seed(0),
     )

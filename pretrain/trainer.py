@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
+from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
-from pretrain.bn_groups import share_running_statistics_
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
 from pretrain.data import EpochBatches, ViewDataset, build_loader
@@ -23,10 +23,11 @@ from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
 from pretrain.methods import Method, MoCoMethod, SupervisedMethod
 from pretrain.pictures import save_views
+from pretrain.saving import FINAL, Saver
 from pretrain.sources import open_source
 from pretrain.step import Step
 from pretrain.unreadable import UnreadableImages, allowed
-from runtime import rundir
+from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import loader_workers, run_device
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
@@ -34,10 +35,10 @@ from runtime.errors import InputError
 from runtime.files import write_text
 from runtime.memory import keep_freed_memory
 from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
+from runtime.step_watch import StepWatch
+from runtime.stopping import stoppable, stopped
 
 log = logging.getLogger("moco")
-
-FINAL = "checkpoint_final.pth"
 
 
 def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> Path:
@@ -77,7 +78,7 @@ def _initial_weights(cfg: CfgNode, method: Method, resume: bool) -> list[str]:
     """Load MODEL.INIT, unless there is a checkpoint to resume from; what to say of it."""
     if not cfg.MODEL.INIT:
         return []
-    if resume and rundir.last_checkpoint(Path(cfg.OUTPUT_DIR)):
+    if resume and rundir.pointed_at(Path(cfg.OUTPUT_DIR)):
         return ["--resume: the run's own checkpoint counts, MODEL.INIT is not read again"]
     return load_initial_weights(method.model, cfg.MODEL.ARCH, cfg.MODEL.INIT)
 
@@ -100,7 +101,7 @@ class _Run:
         method.model.to(self.device).to(memory_format=torch.channels_last)
         method.model.train()
         self.optimizer = torch.optim.SGD(
-            [p for p in method.model.parameters() if p.requires_grad],
+            [(name, p) for name, p in method.model.named_parameters() if p.requires_grad],
             lr=cfg.SOLVER.BASE_LR,
             momentum=cfg.SOLVER.MOMENTUM,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
@@ -110,12 +111,13 @@ class _Run:
         method.set_step(self.start)
 
     def _resume(self) -> int:
-        last = rundir.last_checkpoint(self.output)
-        if last is None:
+        found = checkpoints.newest(self.output, read_checkpoint)
+        if found is None:
             log.info("--resume: no checkpoint in %s yet, starting at step 0", self.output)
             return 0
-        step = checkpoint.resume(
-            last, self.cfg, self.method.model, self.optimizer, self.fingerprint
+        last, state = found
+        step = checkpoint.restore(
+            last, state, self.cfg, self.method.model, self.optimizer, self.fingerprint
         )
         if step >= self.total_steps:
             raise InputError(f"the run in {str(self.output)!r} has already finished: {last.name}")
@@ -128,11 +130,18 @@ class _Run:
         if is_main():
             self._write_beginning(dataset)
         barrier()
-        if not is_main():
-            self._loop(loader, None)
-            return self.output / FINAL
-        with MetricsWriter(self.output) as writer:
-            self._loop(loader, writer)
+        try:
+            if not is_main():
+                self._loop(loader, None)
+                return self.output / FINAL
+            with MetricsWriter(self.output) as writer:
+                self._loop(loader, writer)
+        except FloatingPointError as error:
+            last = rundir.pointed_at(self.output)
+            raise FloatingPointError(
+                f"{error}: the run has diverged; lower SOLVER.BASE_LR. "
+                f"Last good checkpoint: {last or 'none yet'}"
+            ) from error
         log.info("finished: %s", self.output / FINAL)
         return self.output / FINAL
 
@@ -182,20 +191,45 @@ class _Run:
         )
         progress = Progress(self.start, self.total_steps)
         batches = iter(loader)
-        for step in range(self.start, self.total_steps):
-            lr = self._set_lr(step)
-            before = time.perf_counter()
-            batch = next(batches)
-            progress.waited(time.perf_counter() - before)
-            if isinstance(batch, InputError):
-                raise batch
-            self.unreadable.note(batch.unreadable)
-            loss, accuracy = take_step(batch)
-            done = step + 1
-            if done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps:
-                self.unreadable.gather()
-                self._log(writer, progress, done, loss, accuracy, lr)
-            self._maybe_save(done)
+        with stoppable() as stop, self._saver() as saver:
+            watch = StepWatch(stop)
+            for step in range(self.start, self.total_steps):
+                lr = self._set_lr(step)
+                before = time.perf_counter()
+                batch = next(batches)
+                progress.waited(time.perf_counter() - before)
+                if isinstance(batch, InputError):
+                    raise batch
+                self.unreadable.note(batch.unreadable)
+                loss, accuracy = take_step(batch)
+                done = step + 1
+                save = saver.due(done)
+                report = done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps
+                signal = watch.after(done, loss, wait=save or report)
+                if save or report or signal:
+                    self.unreadable.gather()
+                if report:
+                    self._log(writer, progress, done, loss, accuracy, lr)
+                if save or signal:
+                    saver.save(done, writer)
+                if signal and done < self.total_steps:
+                    saver.finish()
+                    raise stopped(signal, done, "step")
+                saver.check()
+            saver.finish()
+
+    def _saver(self) -> Saver:
+        cfg, model = self.cfg, self.method.model
+        return Saver(
+            cfg, self.output, self.steps_per_epoch, model, self.optimizer, self._about_images
+        )
+
+    def _about_images(self) -> dict[str, Any]:
+        return {"data": self.fingerprint, "seen_images": self._seen.to_dict(tensor=True)}
+
+    @cached_property
+    def _seen(self) -> SeenImages:
+        return SeenImages.of(len(self.folder.files), self.folder.read)
 
     def _set_lr(self, step: int) -> float:
         lr = schedule.rate(self.cfg.SOLVER, step, self.steps_per_epoch)
@@ -213,11 +247,6 @@ class _Run:
         lr: float,
     ) -> None:
         loss_value, top1 = float(mean_over_ranks(loss)), float(mean_over_ranks(accuracy))
-        if not math.isfinite(loss_value):
-            raise RuntimeError(
-                f"the loss is {loss_value} at step {done}: the run has diverged; lower "
-                f"SOLVER.BASE_LR. Last good checkpoint: {rundir.last_checkpoint(self.output)}"
-            )
         if writer is None:
             return
         figures = progress.report(done)
@@ -231,23 +260,3 @@ class _Run:
             *(done, self.total_steps, epoch, loss_value, self.method.chance_loss, top1, lr),
             *(figures["time"], figures["data_wait"] * 100, left),
         )
-
-    def _maybe_save(self, done: int) -> None:
-        epoch, rest = divmod(done, self.steps_per_epoch)
-        final = done == self.total_steps
-        if not final and (rest or epoch % self.cfg.CHECKPOINT_PERIOD):
-            return
-        self.unreadable.gather()
-        share_running_statistics_(self.method.model)
-        share_running_statistics_(self.method.model)
-        if is_main():
-            path = self.output / (FINAL if final else f"checkpoint_{epoch - 1:04d}.pth")
-            checkpoint.save(
-                *(path, self.cfg, self.method.model, self.optimizer, done, epoch),
-                *(self.fingerprint, self._seen),
-            )
-        barrier()
-
-    @cached_property
-    def _seen(self) -> SeenImages:
-        return SeenImages.of(len(self.folder.files), self.folder.read)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from runtime.errors import EXIT_WRONG_INPUT, SIGNALLED, InputError, exit_code
+from runtime.errors import InputError, exit_code
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def exit_code_of_launch(main: Callable[[Any], None], args: argparse.Namespace) -
     try:
         return exit_code(lambda: launch(main, args))
     except mp.ProcessExitedException as error:  # the child has printed its one line
-        if error.exit_code == EXIT_WRONG_INPUT or error.exit_code > SIGNALLED:
+        if error.exit_code > 0:
             return error.exit_code
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -36,6 +37,10 @@ class MetricsWriter:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, iteration)
+
+    def sync(self) -> None:
+        """Bring the lines to the disk, where a power failure cannot take them back."""
+        os.fsync(self._stream.fileno())
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
-from runtime.files import write_text
+from runtime.files import remove_leftovers, write_text
 
 LAST_CHECKPOINT = "last_checkpoint"
 METRICS = "metrics.json"
@@ -43,26 +43,36 @@ def prepare(output: str | os.PathLike[str], resume: bool) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. InputError if another process runs in it; freed if we are killed."""
+    """Hold the folder's lock. InputError if another process runs in it; freed if we are killed.
+
+    What an earlier process was writing when it was killed is removed.
+    """
     with open(folder / ".lock", "w") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # lockf, not flock: a flock would live on in workers that outlive us by some seconds
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(
                 f"another run is using {str(folder)!r}: wait for it, or name another OUTPUT_DIR"
             ) from error
+        remove_leftovers(folder)
         yield
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that ``last_checkpoint`` names, or None where there is none yet."""
-    pointer = folder / LAST_CHECKPOINT
-    if not pointer.exists():
-        return None
-    checkpoint = folder / pointer.read_text().strip()
-    if not checkpoint.is_file():
+    checkpoint = pointed_at(folder)
+    if checkpoint is not None and not checkpoint.is_file():
+        pointer = folder / LAST_CHECKPOINT
         raise InputError(f"{str(pointer)!r} names {checkpoint.name!r}, which is not there")
     return checkpoint
+
+
+def pointed_at(folder: Path) -> Path | None:
+    """What ``last_checkpoint`` names, there or not; None where nothing is named."""
+    pointer = folder / LAST_CHECKPOINT
+    name = pointer.read_bytes().decode("utf-8", "replace").strip() if pointer.exists() else ""
+    return folder / name if name else None
 
 
 def set_last_checkpoint(checkpoint: Path) -> None:

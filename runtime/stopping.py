@@ -1,12 +1,14 @@
 """Stop a run in good order: a signal asks for it, the loop obeys between two iterations.
 
-Schedulers send SIGTERM before they kill, and users press Ctrl-C. Either way all processes finish
-the same iteration and save a checkpoint. Ctrl-C once more ends the process at once.
+Schedulers send SIGTERM or SIGUSR1 (Slurm's --signal) before they kill, and users press Ctrl-C. In
+any case all processes finish the same iteration and save a checkpoint. Ctrl-C once more ends the
+process at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -19,7 +21,7 @@ import torch.distributed as dist
 from runtime.distributed import world_size
 from runtime.errors import SIGNALLED, Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_SIGNAL = 1.0  # seconds: torchrun passes on to its processes what the terminal has sent them
 
 
@@ -27,28 +29,28 @@ class StopRequest:
     """Remembers the first signal; the same answer on all processes."""
 
     def __init__(self) -> None:
-        self._signal = 0
+        self.received = 0  # by this process
         self._time = 0.0
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
-        if not self._signal:
-            self._signal, self._time = number, time.monotonic()
+        if not self.received:
+            self.received, self._time = number, time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._time > SAME_SIGNAL:
             raise KeyboardInterrupt
 
     def signal(self) -> int:
         """The signal that any of the processes received, 0 for none. Every process must ask."""
         if world_size() == 1:
-            return self._signal
+            return self.received
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        number = torch.tensor(self._signal, device=device)
+        number = torch.tensor(self.received, device=device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[StopRequest]:
-    """SIGTERM and SIGINT become a request, as long as the block runs (in the main thread)."""
+    """SIGTERM, SIGINT and SIGUSR1 become a request, while the block runs (main thread only)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -62,14 +64,29 @@ def stoppable() -> Iterator[StopRequest]:
 
 
 def leave_to_main(_worker: int = 0) -> None:
-    """Ignore the signals in a process that loads data: they go to the whole group of a run."""
+    """Ignore the signals in a process that loads data: they go to the whole group of a run.
+
+    Only its parent's SIGTERM ends it: a parent that fails sends it, and then waits for the end.
+    """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def stopped(number: int, iteration: int) -> Stopped:
-    """What ends a run that was stopped by a signal after ``iteration``, its checkpoint saved."""
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def stopped(number: int, done: int, unit: str = "iteration") -> Stopped:
+    """What ends a run that was stopped by a signal after ``unit`` ``done``, its checkpoint saved.
+
+    The exit code, 128 + the signal's number, asks a scheduler to put the job into the queue again.
+    """
     name = signal.Signals(number).name
     return Stopped(
-        f"stopped by {name} after iteration {iteration}; continue with --resume", SIGNALLED + number
+        f"stopped by {name} after {unit} {done}; continue with --resume", SIGNALLED + number
     )

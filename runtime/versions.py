@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 
 import numpy
 import PIL
@@ -18,4 +19,12 @@ def versions() -> dict[str, str]:
         "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
         "Pillow": PIL.__version__,
+        "moco-transfer": _own_version(),
     }
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("moco-transfer")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import subprocess
+import time
+from multiprocessing.synchronize import Event
 
 import pytest
 
@@ -25,6 +29,27 @@ def test_the_first_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def load(ready: Event) -> None:
+    stopping.leave_to_main()
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_worker_obeys_its_parent_only() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=load, args=(ready,), daemon=True)
+    worker.start()
+    ready.wait()
+    for number in stopping.SIGNALS:  # as a scheduler sends them to every process of a job
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_exit_code_and_line(capsys: pytest.CaptureFixture[str]) -> None:

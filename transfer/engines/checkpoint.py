@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from runtime import checkpoints
 from runtime.distributed import barrier, is_main
-from runtime.files import atomic_write
-from runtime.rundir import set_last_checkpoint
 
 FINAL = "model_final.pth"
 
@@ -28,7 +26,5 @@ def save_checkpoint(path: Path, model: nn.Module, trainer: dict[str, Any], itera
     """
     if is_main():
         content = {"model": model.state_dict(), "trainer": trainer, "iteration": iteration}
-        with atomic_write(path) as stream:
-            torch.save(content, stream)
-        set_last_checkpoint(path)
+        checkpoints.write(path, content)
     barrier()

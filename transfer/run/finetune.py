@@ -15,7 +15,7 @@ from torch import nn
 
 from convert.backbone_file import Backbone, read_backbone
 from convert.reading import read_checkpoint
-from runtime import rundir
+from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.distributed import barrier, from_main, is_main, rank, world_size
 from runtime.errors import InputError
@@ -239,10 +239,10 @@ class _Run:
                 writer.write(start - 1, flatten(metrics))
 
     def _checkpoint(self) -> tuple[dict[str, Any] | None, int]:
-        last = rundir.last_checkpoint(self.output) if self.job.resume else None
-        if last is None:
+        found = checkpoints.newest(self.output, read_checkpoint) if self.job.resume else None
+        if found is None:
             return None, 0
-        content = read_checkpoint(last)
+        last, content = found
         start = int(content["iteration"]) + 1
         log.info("resuming from %s at iteration %d; --weights is not read again", last, start)
         return content, start
