@@ -70,12 +70,14 @@ class Job:
 
     def log(self, rank: int) -> str:
         """What a process printed, in all starts."""
-        return self.output.with_suffix(f".{rank}.log").read_text()
+        return self._log(rank).read_text()
+
+    def _log(self, rank: int) -> Path:
+        return self.output.with_suffix(f".{rank}.log")
 
     def _rank(self, rank: int, meeting: Path) -> None:
-        with open(self.output.with_suffix(f".{rank}.log"), "a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+        sys.stdout = sys.stderr = log = open(self._log(rank), "a", buffering=1)  # noqa: SIM115
+        os.dup2(log.fileno(), 2)  # what C++ code says
         keys = [*RECIPE, "DATA.ROOT", str(self.images), "OUTPUT_DIR", str(self.output), *self.more]
         cfg = load_cfg(str(ROOT / "configs/moco_v2_R50_200ep.yaml"), keys)
         with self.patches.get(rank, nullcontext)():
