@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain import checkpoint
+from pretrain.schedule import total_steps
 from runtime.checkpoints import BackgroundWriter
 from runtime.distributed import barrier
 from runtime.metrics import MetricsWriter
@@ -35,7 +36,7 @@ class Saver:
         about_images: Callable[[], dict[str, Any]],
     ) -> None:
         self._cfg, self._output, self._steps_per_epoch = cfg, output, steps_per_epoch
-        self._total = steps_per_epoch * cfg.SOLVER.EPOCHS
+        self._total = total_steps(cfg.SOLVER, steps_per_epoch)
         self._model, self._optimizer, self._about_images = model, optimizer, about_images
         self._writer = BackgroundWriter()
 
