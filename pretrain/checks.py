@@ -14,6 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from pretrain.bn_groups import RUNNING_STATS
+from pretrain.dictionaries import DICTIONARIES
 from pretrain.images import ImageSource
 from pretrain.schedule import total_steps
 from runtime.config import leaves, short
@@ -66,6 +67,7 @@ RULES: dict[str, Rule] = {
     "MODEL.INIT": _ANY,
     "MODEL.DIM": _at_least(1),
     "MODEL.MLP": _ANY,
+    "MODEL.DICTIONARY": _one_of(*DICTIONARIES),
     "MODEL.QUEUE_SIZE": _at_least(1),
     "MODEL.MOMENTUM": _within(0, 1),
     "MODEL.TEMPERATURE": _above(0),
@@ -147,15 +149,32 @@ def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
 
 def _check_moco(cfg: CfgNode, count: int) -> None:
     batch, queue = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.QUEUE_SIZE
-    if queue > count - batch:
+    if cfg.MODEL.DICTIONARY == "end_to_end":
+        _check_end_to_end(cfg)
+    elif queue > count - batch:
         raise InputError(
             f"MODEL.QUEUE_SIZE {queue} is too large for {count} images and batch {batch}: keys of "
             f"the same image would be negatives; at most {max(count - batch, 0)}"
         )
-    if batch == cfg.MODEL.BN_GROUP_SIZE and cfg.MODEL.SHUFFLE_BN:
+    shuffled = cfg.MODEL.SHUFFLE_BN and cfg.MODEL.DICTIONARY != "memory_bank"
+    if batch == cfg.MODEL.BN_GROUP_SIZE and shuffled:
         raise InputError(
             f"one BN group holds the whole batch of {batch}: shuffled BN cannot hide the positive "
             "key; make MODEL.BN_GROUP_SIZE smaller than SOLVER.BATCH_SIZE"
+        )
+
+
+def _check_end_to_end(cfg: CfgNode) -> None:
+    batch, size = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.QUEUE_SIZE
+    if size != batch:
+        raise InputError(
+            f"MODEL.QUEUE_SIZE {size}, but the dictionary end_to_end is the batch: "
+            f"set it to SOLVER.BATCH_SIZE, {batch}"
+        )
+    if cfg.SOLVER.ACCUMULATE > 1:
+        raise InputError(
+            f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: the dictionary end_to_end needs gradients "
+            "of the whole batch at once; use more processes, or a smaller batch"
         )
 
 
@@ -177,5 +196,6 @@ def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
             f"the rate never decays: SOLVER.DECAY_PERIOD {solver.DECAY_PERIOD} in "
             f"SOLVER.{key} {solver[key]}"
         )
-    if cfg.METHOD == "moco" and not cfg.MODEL.SHUFFLE_BN:
+    unshuffled = not cfg.MODEL.SHUFFLE_BN and cfg.MODEL.DICTIONARY != "memory_bank"
+    if cfg.METHOD == "moco" and unshuffled:
         yield "MODEL.SHUFFLE_BN False: BN betrays the positive key; only to show that"

@@ -33,8 +33,9 @@ def default_cfg() -> CfgNode:
                 "INIT": "",  # checkpoint to go on from, any that tools/convert_to_d2.py reads
                 "DIM": 128,  # of the output, L2-normalised
                 "MLP": False,  # MoCo v2's two-layer head
-                "QUEUE_SIZE": 65536,
-                "MOMENTUM": 0.999,  # of the key encoder
+                "DICTIONARY": "queue",  # or the paper's ablations: memory_bank, end_to_end
+                "QUEUE_SIZE": 65536,  # K; of a memory bank: its sample; end_to_end: the batch
+                "MOMENTUM": 0.999,  # of the key encoder; of a memory bank: of an image's entry
                 "TEMPERATURE": 0.07,
                 "BN_GROUP_SIZE": 32,  # images that share BN statistics (8 GPUs at batch 256)
                 "RUNNING_STATS": "mean",  # over the BN groups, or "first": as official (rank 0's)

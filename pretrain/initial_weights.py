@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch import nn
 from torchvision.models.resnet import ResNet
 
 from convert.completeness import check_complete
@@ -21,7 +22,7 @@ from runtime.errors import InputError
 KEY_ENCODER = "module.encoder_k."
 
 
-def load_initial_weights(model: MoCo | ResNet, arch: str, path: str) -> list[str]:
+def load_initial_weights(model: nn.Module, arch: str, path: str) -> list[str]:
     """Start ``model`` (of MODEL.ARCH ``arch``) from a checkpoint that the converter reads.
 
     Returns what was loaded and what is new, a line each. Raises InputError where the file is no
@@ -47,8 +48,8 @@ def _check_fits(source: Source, arch: str, path: str) -> None:
             )
 
 
-def _load(model: MoCo | ResNet, source: Source, path: str) -> Iterator[str]:
-    query = model.encoder_q if isinstance(model, MoCo) else model
+def _load(model: nn.Module, source: Source, path: str) -> Iterator[str]:
+    query = getattr(model, "encoder_q", model)
     branch = f", {source.format.branch}" if source.format.branch else ""
     load_backbone(query, source.backbone, path)
     yield (
@@ -60,6 +61,7 @@ def _load(model: MoCo | ResNet, source: Source, path: str) -> Iterator[str]:
     yield f"MODEL.INIT head: {taken}"
     if isinstance(model, MoCo):
         yield _load_key_encoder(model, source, path)
+    if query is not model:
         yield "MODEL.INIT dictionary: new"
 
 

@@ -19,9 +19,10 @@ from pretrain import checkpoint, schedule
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
 from pretrain.data import EpochBatches, ViewDataset, build_loader
+from pretrain.dictionaries import contrastive_method
 from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
-from pretrain.methods import Method, MoCoMethod, SupervisedMethod
+from pretrain.methods import Method, SupervisedMethod
 from pretrain.pictures import save_views
 from pretrain.saving import FINAL, Saver
 from pretrain.sources import open_source
@@ -71,7 +72,7 @@ def _build_method(cfg: CfgNode, folder: ImageSource) -> Method:
     torch.manual_seed(cfg.SEED)  # the only use of torch's global generator: the initial weights
     if cfg.METHOD == "supervised":
         return SupervisedMethod(cfg, len(folder.classes()))
-    return MoCoMethod(cfg)
+    return contrastive_method(cfg, len(folder.files))
 
 
 def _initial_weights(cfg: CfgNode, method: Method, resume: bool) -> list[str]:

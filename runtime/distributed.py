@@ -39,6 +39,28 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+class _AllGather(torch.autograd.Function):
+    """Backward: the gradients that all ranks have for this rank's rows, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def all_gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
+    """:func:`all_gather`, but gradients flow back to the rank whose rows they belong to.
+
+    They are summed over the ranks: the gradient of the sum of all ranks' losses.
+    """
+    return _AllGather.apply(x) if world_size() > 1 else x
+
+
 @torch.no_grad()
 def all_to_all(x: torch.Tensor, to_each: list[int], from_each: list[int]) -> torch.Tensor:
     """Send the first ``to_each[0]`` rows of ``x`` to rank 0, the next ``to_each[1]`` to rank 1, ...

@@ -19,6 +19,7 @@ NAN = float("nan")
 WRONG = {
     "METHOD": ["byol"],
     "MODEL.DIM": [0],
+    "MODEL.DICTIONARY": ["bank"],
     "MODEL.QUEUE_SIZE": [0, -5],
     "MODEL.MOMENTUM": [-0.1, 1.1, NAN],
     "MODEL.TEMPERATURE": [0.0, -1.0, NAN, float("inf")],
@@ -71,7 +72,9 @@ def test_every_key_has_a_rule_and_a_planted_error() -> None:
     assert set(WRONG) == keys - FREE - SWITCHES
 
 
-PRETRAINING = sorted(p for kind in ("moco", "sup") for p in (ROOT / "configs").glob(f"{kind}*"))
+PRETRAINING = sorted(
+    p for kind in ("moco", "sup", "ablation") for p in (ROOT / "configs").glob(f"{kind}*")
+)
 
 
 @pytest.mark.parametrize("path", PRETRAINING, ids=lambda p: p.stem)

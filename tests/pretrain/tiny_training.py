@@ -10,11 +10,13 @@ from fvcore.common.config import CfgNode
 from pretrain.bn_groups import share_running_statistics_
 from pretrain.config import default_cfg
 from pretrain.data import Batch
-from pretrain.methods import Method, MoCoMethod, SupervisedMethod
+from pretrain.dictionaries import contrastive_method
+from pretrain.methods import Method, SupervisedMethod
 from pretrain.step import Step
 from runtime.distributed import data_parallel, mean_over_ranks, rank, world_size
 
 CLASSES = 5
+IMAGES = 120  # of the data set that the batches are said to come from
 CPU = torch.device("cpu")
 
 
@@ -29,7 +31,11 @@ def tiny_cfg(*overrides: Any) -> CfgNode:
 
 def new_method(cfg: CfgNode) -> Method:
     torch.manual_seed(0)
-    return SupervisedMethod(cfg, CLASSES) if cfg.METHOD == "supervised" else MoCoMethod(cfg)
+    return (
+        SupervisedMethod(cfg, CLASSES)
+        if cfg.METHOD == "supervised"
+        else contrastive_method(cfg, IMAGES)
+    )
 
 
 def global_batch(cfg: CfgNode, step: int, views: int = 2) -> Batch:
@@ -41,7 +47,8 @@ def global_batch(cfg: CfgNode, step: int, views: int = 2) -> Batch:
     noise = torch.rand(views, count, 3, size, size, generator=generator)
     pixels = ((0.8 * images + 0.2 * noise) * 255).to(torch.uint8)
     labels = torch.randint(CLASSES, (count,), generator=generator)
-    return Batch(tuple(pixels), labels, torch.arange(count))
+    indices = torch.randperm(IMAGES, generator=generator)[:count]
+    return Batch(tuple(pixels), labels, indices)
 
 
 def share(batch: Batch) -> Batch:
