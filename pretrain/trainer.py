@@ -53,7 +53,7 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
     folder = open_source(cfg.DATA.ROOT)
     check_data(cfg, folder, world_size())
     method = _build_method(cfg, folder)
-    beginning = _initial_weights(cfg, method, resume)
+    beginning = [] if resume else _initial_weights(cfg, method)  # before anything is written
     output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
     barrier()
     if not is_main():
@@ -75,12 +75,10 @@ def _build_method(cfg: CfgNode, folder: ImageSource) -> Method:
     return contrastive_method(cfg, len(folder.files))
 
 
-def _initial_weights(cfg: CfgNode, method: Method, resume: bool) -> list[str]:
-    """Load MODEL.INIT, unless there is a checkpoint to resume from; what to say of it."""
+def _initial_weights(cfg: CfgNode, method: Method) -> list[str]:
+    """Load MODEL.INIT, if there is one; what to say of it."""
     if not cfg.MODEL.INIT:
         return []
-    if resume and rundir.pointed_at(Path(cfg.OUTPUT_DIR)):
-        return ["--resume: the run's own checkpoint counts, MODEL.INIT is not read again"]
     return load_initial_weights(method.model, cfg.MODEL.ARCH, cfg.MODEL.INIT)
 
 
@@ -115,6 +113,8 @@ class _Run:
         found = checkpoints.newest(self.output, read_checkpoint)
         if found is None:
             log.info("--resume: no checkpoint in %s yet, starting at step 0", self.output)
+            for line in _initial_weights(self.cfg, self.method):
+                log.info("%s", line)
             return 0
         last, state = found
         step = checkpoint.restore(
@@ -123,6 +123,8 @@ class _Run:
         if step >= self.total_steps:
             raise InputError(f"the run in {str(self.output)!r} has already finished: {last.name}")
         log.info("resuming from %s at step %d of %d", last, step, self.total_steps)
+        if self.cfg.MODEL.INIT:
+            log.info("MODEL.INIT is not read again: the run's own checkpoint counts")
         return step
 
     def train(self) -> Path:

@@ -150,7 +150,8 @@ def test_a_run_starts_from_it_and_resuming_wins(tmp_path: Path) -> None:
         run(tmp_path, *init, "MODEL.ARCH", "resnet18")
     assert not (tmp_path / "run").exists()
 
-    found = run(tmp_path, *init, *still, "SOLVER.EPOCHS", "1")
+    (tmp_path / "run").mkdir()  # as of a run that was killed before its first checkpoint
+    found = run(tmp_path, *init, *still, "SOLVER.EPOCHS", "2", resume=True)
     weight = "module.encoder_q.layer3.0.conv1.weight"
     torch.testing.assert_close(found[weight], state[weight])
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -158,7 +159,8 @@ def test_a_run_starts_from_it_and_resuming_wins(tmp_path: Path) -> None:
     assert "dictionary: new" in log
 
     (tmp_path / "moco.pth").unlink()  # a run that goes on does not need it any more
-    with pytest.raises(InputError, match="already finished"):
-        run(tmp_path, *init, *still, "SOLVER.EPOCHS", "1", resume=True)
+    (tmp_path / "run" / "checkpoint_final.pth").unlink()
+    (tmp_path / "run" / "last_checkpoint").write_text("checkpoint_0000.pth")
+    run(tmp_path, *init, *still, "SOLVER.EPOCHS", "2", resume=True)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "MODEL.INIT is not read again" in log
