@@ -14,9 +14,10 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto -m "not detectron2"
 
 # Detectron2 must be importable: make detectron2, or an uncompiled source tree on PYTHONPATH.
+# OFFICIAL_MOCO names a checkout of the official MoCo code, which pretraining is compared with.
 test-detectron2: $(VENV)/.installed
 	$(BIN)/python -c "import detectron2" || (echo "Detectron2 does not import: make detectron2"; exit 2)
-	PARITY_PAGE=docs/parity.md $(BIN)/python -m pytest -m detectron2
+	PARITY_PAGE=docs/parity.md $(BIN)/python -m pytest -m "detectron2 or official"
 
 # From its public repository, or from a checkout: make detectron2 DETECTRON2_SRC=DIR
 detectron2: $(VENV)/.installed
