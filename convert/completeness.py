@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from convert.architecture import Architecture
+from convert.architecture import COUNTER, Architecture
 from runtime.errors import InputError
 
 MISSING = "missing"
@@ -54,9 +54,12 @@ def examine(state: Mapping[str, torch.Tensor], architecture: Architecture) -> Fi
     Training changes the running statistics of a norm layer at the first step, so a layer that
     still has its initial ones, weight and bias included, was never trained. A convolution that
     still has its random initial weights cannot be told from a trained one; a constant one can.
+    Batch counters may be absent, all of them: nothing is computed from them.
     """
     expected = architecture.shapes()
-    missing = tuple(name for name in expected if name not in state)
+    counted = any(name.endswith(COUNTER) for name in state)
+    needed = (name for name in expected if counted or not name.endswith(COUNTER))
+    missing = tuple(name for name in needed if name not in state)
     wrong = [f"unknown {name}" for name in state if name not in expected]
     for name, shape in expected.items():
         if name in state:

@@ -6,11 +6,14 @@ with. So the conventions are stored with the weights, and applied from there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from convert.architecture import Architecture
 from runtime.errors import InputError
+from runtime.yaml_file import read_recipe
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Conventions:
         branch: which of several encoders was taken, or "".
         source_sha256: of the checkpoint file.
         pretraining: what is known of the pretraining recipe.
+        groups, out_channels: the rest of the architecture; 0 stands for the standard width.
+        frozen_bn: BN was folded into a scale and a shift: no other norm can take them over.
+        assumed: what the file does not say, so that the format's usual value was taken.
     """
 
     channel_order: str
@@ -39,21 +45,36 @@ class Conventions:
     branch: str
     source_sha256: str
     pretraining: dict[str, Any] = field(default_factory=dict)
+    groups: int = 1
+    out_channels: int = 0
+    frozen_bn: bool = False
+    assumed: str = ""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network that the weights fit."""
+        return Architecture(
+            self.depth, self.stem_channels, self.planes, self.groups, self.out_channels
+        )
 
     def detectron2_keys(self) -> dict[str, Any]:
         """The configuration keys that these weights need, with their values."""
-        architecture = Architecture(self.depth, self.stem_channels, self.planes)
-        return {
+        architecture = self.architecture
+        keys = {
             "INPUT.FORMAT": self.channel_order,
             "MODEL.PIXEL_MEAN": list(self.pixel_mean),
             "MODEL.PIXEL_STD": list(self.pixel_std),
             "MODEL.RESNETS.STRIDE_IN_1X1": self.stride_in_1x1,
             "MODEL.RESNETS.DEPTH": self.depth,
             "MODEL.RESNETS.STEM_OUT_CHANNELS": self.stem_channels,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": self.planes * (4 if architecture.bottleneck else 1),
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": architecture.out,
+            "MODEL.RESNETS.NUM_GROUPS": self.groups,
             # Detectron2 reads the next key for bottlenecks only; its default must stay otherwise.
-            "MODEL.RESNETS.WIDTH_PER_GROUP": self.planes if architecture.bottleneck else 64,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": (
+                self.planes // self.groups if architecture.bottleneck else 64
+            ),
         }
+        return keys | ({"MODEL.RESNETS.NORM": "FrozenBN"} if self.frozen_bn else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the ``conventions`` entry of a ``backbone.pkl`` and for JSON."""
@@ -65,19 +86,90 @@ class Conventions:
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Conventions:
         """The inverse of :meth:`to_dict`. InputError where an entry is missing."""
+        optional = ("groups", "out_channels", "frozen_bn", "assumed")  # older files have none
         names = [f.name for f in fields(cls)]
-        if not isinstance(values, dict) or any(name not in values for name in names):
+        if not isinstance(values, dict) or any(
+            name not in values for name in names if name not in optional
+        ):
             raise InputError(f"{source} carries incomplete conventions: convert it again")
-        known = {name: values[name] for name in names}
+        known = {name: values[name] for name in names if name in values}
         for name in ("pixel_mean", "pixel_std"):
             known[name] = tuple(float(x) for x in known[name])
         return cls(**known)
 
 
-# Mean and standard deviation of ImageNet as every torchvision-style recipe states them, times 255.
+# How formats want their input. Mean and standard deviation of ImageNet as every torchvision-style
+# recipe states them, times 255.
 IMAGENET_RGB: dict[str, Any] = {
     "channel_order": "RGB",
     "pixel_mean": (123.675, 116.28, 103.53),
     "pixel_std": (58.395, 57.12, 57.375),
     "stride_in_1x1": False,
 }
+# MSRA's ResNets (Caffe), as Detectron2's default configuration wants them.
+MSRA_BGR: dict[str, Any] = {
+    "channel_order": "BGR",
+    "pixel_mean": (103.53, 116.28, 123.675),
+    "pixel_std": (1.0, 1.0, 1.0),
+    "stride_in_1x1": True,
+}
+# FAIR's ResNeXts (Caffe2): Detectron2's faster_rcnn_X_101_32x8d_FPN_3x.yaml.
+FAIR_BGR: dict[str, Any] = {
+    "channel_order": "BGR",
+    "pixel_mean": (103.53, 116.28, 123.675),
+    "pixel_std": (57.375, 57.12, 58.395),
+    "stride_in_1x1": False,
+}
+
+
+def caffe2_conventions(architecture: Architecture, folded: bool) -> dict[str, Any]:
+    """Of Caffe2's ImageNet models: MSRA's ResNets and FAIR's ResNeXts.
+
+    With BN folded, both want pixels that are not divided (``detectron2/checkpoint/catalog.py``).
+    """
+    if architecture.groups == 1:
+        return MSRA_BGR
+    return FAIR_BGR | ({"pixel_std": (1.0, 1.0, 1.0)} if folded else {})
+
+
+def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Pixel mean and std where the checkpoint itself records them; empty elsewhere.
+
+    lightly-train does (``normalize_args``, on the scale 0 to 1).
+    """
+    entry = content.get("lightly_train")
+    values = entry.get("normalize_args") if isinstance(entry, Mapping) else None
+    if not isinstance(values, Mapping):
+        return {}
+    try:
+        mean, std = ([255 * float(x) for x in values[key]] for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source} has a damaged normalize_args: {error!r}") from error
+    if len(mean) != 3 or len(std) != 3:
+        raise InputError(f"{source}: its normalize_args are not for three channels")
+    return {"pixel_mean": tuple(round(x, 6) for x in mean), "pixel_std": tuple(std)}
+
+
+def said_beside(path: str | Path) -> dict[str, Any]:
+    """Conventions from the ``config.yaml`` that Detectron2 writes beside its checkpoints.
+
+    InputError where there is none, or it leaves a key out.
+    """
+    file = Path(path).parent / "config.yaml"
+    if not file.is_file():
+        raise InputError(
+            f"{path} does not say its conventions (channel order, mean, stride): put the "
+            "config.yaml of its run beside it, or give --format detectron2-msra, detectron2-fair "
+            "or detectron2-torchvision"
+        )
+    config = read_recipe(file)
+    try:
+        model = config["MODEL"]
+        return {
+            "channel_order": config["INPUT"]["FORMAT"],
+            "pixel_mean": tuple(float(x) for x in model["PIXEL_MEAN"]),
+            "pixel_std": tuple(float(x) for x in model["PIXEL_STD"]),
+            "stride_in_1x1": bool(model["RESNETS"]["STRIDE_IN_1X1"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} does not say the conventions of {path}: {error!r}") from error

@@ -1,21 +1,21 @@
 """Who wrote this checkpoint? A table of formats, detected from the content.
 
-A row says how a format is recognised, which prefix its backbone has, and its conventions. To add a
-toolkit, add a row.
+To add a toolkit, add a row to ``FORMATS``. A place is written ``entry/entry/prefix``: the entries
+of the file that lead to a state dict, then what its backbone's names begin with. The ``module.``
+and ``_orig_mod.`` that PyTorch's wrappers put before all names of a state dict are taken off first.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from convert.conventions import IMAGENET_RGB
-from runtime.errors import InputError
-
-HEADS = ("fc.",)  # classifier or projection: what a detector does not take over
+from convert import naming
+from convert.architecture import Architecture
+from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR, caffe2_conventions
+from convert.naming import Naming
 
 
 @dataclass(frozen=True)
@@ -23,81 +23,168 @@ class Format:
     """One layout of checkpoints.
 
     Attributes:
-        name: shown to the user, and the value of ``--format``.
-        prefix: of the backbone's tensors in the state dict.
-        matches: whether a file's content has this layout.
-        branch: which of several encoders ``prefix`` names.
-        conventions: of weights in this layout.
+        name: shown to the user, and the value of ``--format``; rows may share one.
+        branches: place of each encoder that a file may hold. The first is taken, and must be there;
+            ``--branch`` chooses another.
+        marks: what tells the file from others with the same place: ``entry=value`` or
+            ``entry~part of its text``, or a place that must exist.
+        naming: of the backbone's tensors.
+        conventions: of weights in this layout, or a function that finds them from the architecture
+            and whether BN is folded; None where only a config.yaml beside the file can say.
+        forced: never detected, only for ``--format``.
     """
 
     name: str
-    prefix: str
-    matches: Callable[[Mapping[str, Any]], bool]
-    branch: str = ""
-    conventions: Mapping[str, Any] = field(default_factory=lambda: IMAGENET_RGB)
+    branches: Mapping[str, str]
+    marks: tuple[str, ...] = ()
+    naming: Naming = naming.torchvision
+    conventions: Mapping[str, Any] | Callable[[Architecture, bool], Mapping[str, Any]] | None = None
+    forced: bool = False
+
+    @property
+    def option(self) -> str:
+        """How ``--format`` writes it: ``official-moco``."""
+        return option(self.name)
+
+    @property
+    def configurable(self) -> bool:
+        """Whether its users choose mean and std themselves, and the file need not say which."""
+        return self.name in CONFIGURABLE
 
 
-def _state(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = content.get("state_dict", content)
-    return inner if isinstance(inner, Mapping) else {}
+def option(name: str) -> str:
+    """A format's name in lower case, its words joined by hyphens."""
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
-def _has(content: Mapping[str, Any], name: str) -> bool:
-    return name in _state(content)
+def _row(name: str, branches: str | Mapping[str, str], *marks: str, **more: Any) -> Format:
+    places = {"": branches} if isinstance(branches, str) else branches
+    return Format(name, places, marks, **({"conventions": IMAGENET_RGB} | more))
 
+
+CONFIGURABLE = frozenset(
+    ("OpenMMLab", "stable-pretraining", "solo-learn", "lightly", "timm", "torchvision", "other")
+)
+OTHER = _row("other", "")  # only for --format: the one ResNet that a file holds, wherever it is
+_SEQUENTIAL = {"naming": naming.sequential}
+_LIGHTNING = "pytorch-lightning_version"
+_MOCO = {"query": "state_dict/encoder_q.", "key": "state_dict/encoder_k."}
+_OPENMMLAB = {
+    "backbone": "state_dict/backbone.",
+    "encoder_k": "state_dict/encoder_k.module.0.",
+    "momentum_encoder": "state_dict/momentum_encoder.module.0.",
+    "target_net": "state_dict/target_net.module.0.",
+}
+_LIGHTLY = {
+    "backbone": "state_dict/backbone.",
+    "momentum": "state_dict/backbone_momentum.",
+    "key": "state_dict/key_backbone.",
+    "teacher": "state_dict/teacher_backbone.",
+    "student": "state_dict/student_backbone.",
+}
+_LIGHTLY_DINO = {
+    "teacher": "state_dict/teacher_backbone.",
+    "student": "state_dict/student_backbone.",
+}
+_LIGHTLY_TRAIN = "state_dict/{}embedding_model.wrapped_model."
+_VISSL = "classy_state_dict/base_model/model/trunk/"
 
 FORMATS = (
-    Format(
-        "this toolkit, MoCo",
-        "module.encoder_q.",
-        lambda c: c.get("method") == "moco" and _has(c, "module.encoder_q.conv1.weight"),
-        branch="encoder_q (query)",
+    _row("this toolkit, MoCo", _MOCO, "method=moco"),
+    _row("this toolkit, supervised", "state_dict/", "method=supervised"),
+    _row("this toolkit, backbone.pkl", "model/", "conventions/", naming=naming.detectron2),
+    _row("official MoCo", _MOCO),
+    _row(
+        "official MoCo v3",
+        {"base": "state_dict/base_encoder.", "momentum": "state_dict/momentum_encoder."},
     ),
-    Format(
-        "this toolkit, supervised",
-        "module.",
-        lambda c: c.get("method") == "supervised" and _has(c, "module.conv1.weight"),
+    _row(
+        "DenseCL",
+        {"query": "state_dict/encoder_q.0.", "key": "state_dict/encoder_k.0."},
+        "state_dict/queue2",
     ),
-    Format(
-        "official MoCo",
-        "module.encoder_q.",
-        lambda c: _has(c, "module.encoder_q.conv1.weight"),
-        branch="encoder_q (query)",
+    _row("DenseCL", "state_dict/", "author=DenseCL"),
+    _row("PixPro", {"query": "model/encoder.", "key": "model/encoder_k."}),
+    _row("SwAV", "state_dict/", "state_dict/prototypes."),
+    _row("SwAV", "", "prototypes."),
+    _row("DINO", {"teacher": "teacher/backbone.", "student": "student/backbone."}),
+    _row("Barlow Twins", "model/backbone.", "model/bn.running_mean", "model/projector."),
+    _row("VICReg", "model/backbone.", "model/projector."),
+    _row(
+        "BYOL",  # yaox12/BYOL-PyTorch
+        {"online": "model/online_network.encoder.", "target": "model/target_network.encoder."},
+        **_SEQUENTIAL,
     ),
-    Format("torchvision", "", lambda c: _has(c, "conv1.weight")),
+    _row(
+        "BYOL",  # sthalles/PyTorch-BYOL
+        {
+            "online": "online_network_state_dict/encoder.",
+            "target": "target_network_state_dict/encoder.",
+        },
+        **_SEQUENTIAL,
+    ),
+    _row("BYOL", {"online": "online_encoder.net.", "target": "target_encoder.net."}),  # lucidrains
+    _row("SimSiam", "state_dict/encoder.", "state_dict/predictor."),
+    _row("SimCLR", "encoder.", "projector."),  # Spijkervet/SimCLR
+    _row("SimCLR", "state_dict/backbone.", "arch", "state_dict/backbone.fc.2."),  # sthalles/SimCLR
+    _row("VISSL", f"{_VISSL}_feature_blocks."),
+    _row("VISSL", f"{_VISSL}base_model._feature_blocks."),  # of a linear evaluation
+    _row("VISSL", "model_state_dict/_feature_blocks."),
+    _row("VISSL", "_feature_blocks."),
+    _row("OpenMMLab, caffe style", _OPENMMLAB, "meta/cfg~style='caffe'", conventions=MSRA_BGR),
+    _row("OpenMMLab", _OPENMMLAB, "meta/"),
+    _row("OpenMMLab", "state_dict/", "author=MMSelfSup"),
+    _row("OpenMMLab", "state_dict/", "author=OpenSelfSup"),
+    _row(
+        "stable-pretraining",
+        {"teacher": "state_dict/backbone.teacher.", "student": "state_dict/backbone.student."},
+    ),
+    _row("stable-pretraining", "state_dict/backbone.", _LIGHTNING, "hyper_parameters/system."),
+    _row(
+        "solo-learn",
+        {"backbone": "state_dict/backbone.", "momentum": "state_dict/momentum_backbone."},
+        *(_LIGHTNING, "state_dict/classifier."),
+    ),
+    _row(
+        "solo-learn",  # before version 1.0.3
+        {"encoder": "state_dict/encoder.", "momentum": "state_dict/momentum_encoder."},
+        *(_LIGHTNING, "state_dict/classifier."),
+    ),
+    _row("lightly", _LIGHTLY, _LIGHTNING),
+    _row("lightly", _LIGHTLY, _LIGHTNING, **_SEQUENTIAL),
+    _row("lightly", _LIGHTLY_DINO, _LIGHTNING),
+    _row("lightly", _LIGHTLY_DINO, _LIGHTNING, **_SEQUENTIAL),
+    *(
+        _row("lightly-train", places, "lightly_train")
+        for net in ("_features.", "_model.")  # torchvision's ResNet, timm's
+        for places in (
+            _LIGHTLY_TRAIN.format("") + net,
+            {
+                "teacher": _LIGHTLY_TRAIN.format("teacher_") + net,
+                "student": _LIGHTLY_TRAIN.format("student_") + net,
+            },
+        )
+    ),
+    _row("timm", {"ema": "state_dict_ema/", "model": "state_dict/"}),
+    _row("timm", "state_dict/", "arch", "args", "version"),
+    _row("torchvision", {"ema": "model_ema/module.", "model": "model/"}),
+    _row("torchvision", "model/"),  # torchvision's training reference
+    _row("torchvision", "state_dict/"),  # PyTorch's ImageNet example
+    _row("torchvision", ""),  # timm's ResNets have the same names
+    _row("Detectron2, torchvision", "model/", "__author__=torchvision", naming=naming.detectron2),
+    _row("Detectron2, torchvision", "model/", "__author__=MOCO", naming=naming.detectron2),
+    _row("Detectron2, torchvision", "model/", "__author__=PixPro", naming=naming.detectron2),
+    _row("Detectron2", "model/", naming=naming.detectron2, conventions=None),
+    _row("Detectron2", "model/", naming=naming.detector, conventions=None),
+    *(
+        _row(name, "model/", naming=names, conventions=conventions, forced=True)
+        for names in (naming.detectron2, naming.detector)
+        for name, conventions in (
+            ("Detectron2, torchvision", IMAGENET_RGB),
+            ("Detectron2, MSRA", MSRA_BGR),
+            ("Detectron2, FAIR", FAIR_BGR),
+        )
+    ),
+    _row("Caffe2", "blobs/", naming=naming.caffe2, conventions=caffe2_conventions),
+    _row("Caffe2", "", naming=naming.caffe2, conventions=caffe2_conventions),
 )
-
-
-def detect(content: Any, source: str) -> Format:
-    """The first format that the content of ``source`` matches. InputError where none does."""
-    if isinstance(content, Mapping):
-        for known in FORMATS:
-            if known.matches(content):
-                return known
-    names = ", ".join(known.name for known in FORMATS)
-    example = ", ".join(str(name) for name in list(_names(content))[:3]) or "nothing"
-    raise InputError(f"{source} has none of the known formats ({names}); it holds {example} ...")
-
-
-def _names(content: Any) -> list[Any]:
-    return list(_state(content)) if isinstance(content, Mapping) else []
-
-
-def backbone_state(
-    content: Mapping[str, Any], known: Format, source: str
-) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under torchvision's names, without the head.
-
-    Raises InputError where an entry below the prefix is no tensor.
-    """
-    out = {}
-    for name, value in _state(content).items():
-        if not str(name).startswith(known.prefix):
-            continue
-        short = str(name).removeprefix(known.prefix)
-        if short.startswith(HEADS):
-            continue
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
-        out[short] = value
-    return out

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from convert.completeness import examine
+from convert.naming import detectron2_name
 from convert.source import recognise
-from convert.to_detectron2 import detectron2_name
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(path: str | Path, *, name: str = "", branch: str = "") -> dict[str, Any]:
     """Format, architecture, branch, parameters, statistics by stage, conventions and problems.
 
     Raises InputError where the file cannot be read or holds no ResNet. What would stop a
     conversion is listed under ``problems``.
     """
-    source = recognise(path)
+    source = recognise(path, name=name, branch=branch)
     findings = examine(source.backbone, source.architecture)
     stages: dict[str, list[str]] = {}
     for name in source.backbone:
@@ -28,6 +28,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "file": str(path),
         "format": source.format.name,
         "branch": source.conventions.branch,
+        "other_branches": list(source.format.others),
         "architecture": source.architecture.name,
         "parameters": sum(_count(source.backbone, names) for names in stages.values()),
         "stages": {stage: _statistics(source.backbone, names) for stage, names in stages.items()},
@@ -66,7 +67,8 @@ def _statistics(state: Mapping[str, torch.Tensor], names: list[str]) -> dict[str
 
 def describe(found: Mapping[str, Any]) -> str:
     """The lines of ``--inspect`` for what :func:`inspect` found."""
-    branch = f", {found['branch']}" if found["branch"] else ""
+    others = ", ".join(f"--branch {name}" for name in found["other_branches"])
+    branch = f", {found['branch']} (or {others})" if others else ""
     lines = [
         f"{found['file']}: {found['format']}{branch}, {found['architecture']}, "
         f"{found['parameters']:,} parameters",
@@ -81,6 +83,8 @@ def describe(found: Mapping[str, Any]) -> str:
             f"  {stage:5s}  {row['tensors']:7d}  {row['parameters']:10,d}  {'  '.join(numbers)}"
         )
     lines += [f"  {key}: {value}" for key, value in found["detectron2"].items()]
+    if assumed := found["conventions"]["assumed"]:
+        lines.append(f"  assumed, because the file does not say: {assumed}")
     lines.append(f"  head: {', '.join(found['head']) or 'none'}")
     if found["seen_images"] is not None:
         lines.append(f"  remembers that it was pretrained on {found['seen_images']} images")

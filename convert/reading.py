@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from convert import safe_pickle
+from convert.foreign import records
 from runtime.errors import InputError
 
 MAX_STRUCTURE = 64 << 20  # bytes of a torch file's own pickle: names and shapes, no weights
@@ -45,7 +46,8 @@ def _read_torch(file: Path) -> Any:
     if zipfile.is_zipfile(file):
         _check_zip(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(records(file)):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{file} cannot be read safely: it holds more than tensors and plain values"

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from convert.architecture import Architecture, identify
+from convert.architecture import Architecture, identify, is_folded
 from convert.completeness import check_complete
-from convert.conventions import Conventions
-from convert.formats import Format, backbone_state, detect
+from convert.conventions import Conventions, said_beside, said_inside
+from convert.detect import Found, all_tensors, backbone_state, detect, head_tensors
 from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
+from runtime.errors import InputError
 from runtime.files import sha256
 
 
@@ -24,11 +25,11 @@ class Source:
 
     Attributes:
         backbone: every backbone tensor by torchvision's name, in torchvision's order.
-        head: the tensors of its head (``fc.*``), by name without the format's prefix.
+        head: the tensors beside it (``fc.*``), by name without the format's prefix.
         architecture: read off the tensors.
         conventions: how pixels must look, and where the weights come from.
-        format: the toolkit that wrote it.
-        tensors: all tensors of the file, by their own names.
+        format: the toolkit that wrote it, and the encoder taken.
+        tensors: all tensors of the state dict that the backbone is in, by their own names.
         seen: the images that it was pretrained on; None where the file does not say.
         incomplete: name → "missing" or "untrained", what ``--allow-missing`` let pass.
     """
@@ -37,59 +38,87 @@ class Source:
     head: dict[str, torch.Tensor]
     architecture: Architecture
     conventions: Conventions
-    format: Format
+    format: Found
     tensors: dict[str, torch.Tensor]
     seen: SeenImages | None
     incomplete: Mapping[str, str]
 
 
-def read_source(path: str | Path, allow_missing: bool = False) -> Source:
+def read_source(
+    path: str | Path, allow_missing: bool = False, *, name: str = "", branch: str = ""
+) -> Source:
     """Read, recognise and check a checkpoint.
 
+    ``name`` forces a format and ``branch`` chooses the encoder (``--format``, ``--branch``).
     Raises InputError where it cannot be read, is of no known format, or is not a complete ResNet;
     ``allow_missing`` lets missing and untrained tensors pass.
     """
-    source = recognise(path)
+    source = recognise(path, name=name, branch=branch)
     architecture, state = source.architecture, source.backbone
     incomplete = check_complete(state, architecture, str(path), allow_missing)
     ordered = {name: state[name] for name in architecture.shapes() if name in state}
     return replace(source, backbone=ordered, incomplete=incomplete)
 
 
-def recognise(path: str | Path) -> Source:
+def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
     """Read and recognise a checkpoint without asking whether its backbone is complete."""
     source = str(path)
     content = read_checkpoint(path)
-    known = detect(content, source)
-    state = backbone_state(content, known, source)
+    found = detect(content, source, name, branch)
+    state = backbone_state(content, found, source)
+    _refuse_by_name(content, source)
     architecture = identify(state, source)
-    conventions = Conventions(
-        **known.conventions,
+    return Source(
+        backbone=state,
+        head=head_tensors(content, found),
+        architecture=architecture,
+        conventions=_conventions(content, found, architecture, is_folded(state), path),
+        format=found,
+        tensors=all_tensors(content, found),
+        seen=SeenImages.from_dict(content.get("seen_images"), source),
+        incomplete={},
+    )
+
+
+def _refuse_by_name(content: Mapping[str, Any], source: str) -> None:
+    """What no tensor shows, but the ``arch`` entry of a full checkpoint says."""
+    arch = content.get("arch")
+    if isinstance(arch, str) and ("blur" in arch or "resnetaa" in arch):
+        raise InputError(
+            f"{source} cannot become a Detectron2 ResNet: {arch} pools with a blur (anti-aliased)"
+        )
+
+
+def _conventions(
+    content: Mapping[str, Any],
+    found: Found,
+    architecture: Architecture,
+    folded: bool,
+    path: str | Path,
+) -> Conventions:
+    """Those of the format, overridden by what the file itself says."""
+    if "conventions" in content:  # a backbone.pkl of this toolkit
+        return Conventions.from_dict(content["conventions"], str(path))
+    usual = found.format.conventions
+    if callable(usual):
+        usual = usual(architecture, folded)
+    said = said_inside(content, str(path))
+    if usual is None:
+        usual = said_beside(path)
+    elif found.format.configurable and not said:
+        said = {"assumed": "the pixel mean and std of ImageNet"}
+    return Conventions(
+        **{**usual, **said},
         depth=architecture.depth,
         stem_channels=architecture.stem,
         planes=architecture.planes,
-        source_format=known.name,
-        branch=known.branch,
+        groups=architecture.groups,
+        out_channels=architecture.out,
+        frozen_bn=folded,
+        source_format=found.name,
+        branch=found.branch,
         source_sha256=sha256(path),
         pretraining=_pretraining(content),
-    )
-    tensors = {
-        str(name): value
-        for name, value in content.get("state_dict", content).items()
-        if isinstance(value, torch.Tensor)
-    }
-    mine = {
-        n.removeprefix(known.prefix): t for n, t in tensors.items() if n.startswith(known.prefix)
-    }
-    return Source(
-        backbone=state,
-        head={name: tensor for name, tensor in mine.items() if name not in state},
-        architecture=architecture,
-        conventions=conventions,
-        format=known,
-        tensors=tensors,
-        seen=SeenImages.from_dict(content.get("seen_images"), source),
-        incomplete={},
     )
 
 

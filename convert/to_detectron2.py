@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,12 @@ import torch
 
 from convert.architecture import Architecture
 from convert.backbone_file import Backbone, check_name, write_backbone
-from convert.formats import Format
+from convert.detect import Found
+from convert.naming import detectron2_name
 from convert.source import read_source
 from convert.verify import TORCHVISION, Verification, features, verify
+from convert.yaml_beside import check_yaml, write_yaml
 from runtime.errors import InputError
-
-# torchvision's names → Detectron2's (both projects' own converters agree on these)
-RENAMES = (
-    (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
-    (re.compile(r"^layer([1-4])\."), lambda match: f"res{int(match[1]) + 1}."),
-    (re.compile(r"\bdownsample\.0\."), "shortcut."),
-    (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
-    (re.compile(r"\bbn([1-3])\."), r"conv\1.norm."),
-)
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class Converted:
 
     backbone: Backbone
     architecture: Architecture
-    format: Format
+    format: Found
     head: tuple[str, ...]  # tensors of the head, which a detector does not take over
     verification: Verification
     features: dict[str, torch.Tensor]  # of the checkpoint, by stage
@@ -43,22 +35,21 @@ class Converted:
         return dict(Counter(name.split(".", 1)[0] for name in self.backbone.arrays))
 
 
-def detectron2_name(name: str) -> str:
-    """Detectron2's name of a torchvision ResNet tensor."""
-    for pattern, replacement in RENAMES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
 def convert(
-    path: str | Path, allow_missing: bool = False, with_detectron2: bool = False
+    path: str | Path,
+    allow_missing: bool = False,
+    with_detectron2: bool = False,
+    *,
+    name: str = "",
+    branch: str = "",
 ) -> Converted:
     """Read, check and convert a checkpoint; compare the features of both.
 
+    ``name`` forces a format and ``branch`` chooses the encoder (``--format``, ``--branch``).
     ``allow_missing`` lets missing and untrained tensors pass and notes them in the backbone.
     Raises InputError where it cannot be read, is of no known format, or is not a complete ResNet.
     """
-    source = read_source(path, allow_missing)
+    source = read_source(path, allow_missing, name=name, branch=branch)
     conventions = source.conventions
     arrays = {detectron2_name(name): _array(value) for name, value in source.backbone.items()}
     expected = features(
@@ -82,17 +73,24 @@ def convert_file(
     target: str | Path,
     allow_missing: bool = False,
     with_detectron2: bool = False,
+    *,
+    name: str = "",
+    branch: str = "",
 ) -> Converted:
-    """Convert ``source`` and write ``target`` (``.pkl``); nothing is written on an error.
+    """Convert ``source`` and write ``target`` (``.pkl``) and the ``.yaml`` beside it.
+
+    Nothing is written on an error.
 
     What was written is read back and compared with the checkpoint in its turn before it gets its
     name.
     """
     check_name(target)
-    converted = convert(source, allow_missing, with_detectron2)
+    check_yaml(target)
+    converted = convert(source, allow_missing, with_detectron2, name=name, branch=branch)
     write_backbone(
         target, converted.backbone, lambda written: _check_written(written, converted, str(target))
     )
+    write_yaml(target, converted.backbone.conventions)
     return converted
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from convert.formats import backbone_state, detect
+from convert.detect import backbone_state, detect
 from convert.reading import read_checkpoint
 from demo.folder import MARK, DataRecipe, make
 from pretrain.encoder import build_encoder

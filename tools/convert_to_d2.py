@@ -4,6 +4,7 @@
 import argparse
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from convert.formats import FORMATS, OTHER
 from convert.inspection import describe, inspect
 from convert.to_detectron2 import Converted, convert_file
 from runtime.errors import EXIT_WRONG_INPUT, InputError, exit_code
@@ -18,12 +20,16 @@ from runtime.errors import EXIT_WRONG_INPUT, InputError, exit_code
 EXAMPLE = """examples:
   python tools/convert_to_d2.py output/moco/checkpoint_final.pth moco.pkl
   python tools/convert_to_d2.py downloads/*.pth --out-dir weights
-  python tools/convert_to_d2.py --inspect moco.pkl"""
+  python tools/convert_to_d2.py dino.pth student.pkl --branch student
+  python tools/convert_to_d2.py --inspect moco.pkl
+
+formats (docs/formats.md):
+"""
 
 
 def main(args: argparse.Namespace) -> None:
     if args.inspect:
-        each(args.files, lambda file: show(inspect(file), args.json))
+        each(args.files, lambda file: show(inspect(file, **choice(args)), args.json))
     elif args.out_dir:
         targets = {file: Path(args.out_dir) / f"{name_of(file)}.pkl" for file in args.files}
         check_targets(targets)
@@ -43,6 +49,10 @@ def each(files: list[str], work: Callable[[str], None]) -> None:
         if len(files) > 1:
             print(f"{failed} of {len(files)} files failed", file=sys.stderr)
         sys.exit(EXIT_WRONG_INPUT)
+
+
+def choice(args: argparse.Namespace) -> dict[str, str]:
+    return {"name": args.format, "branch": args.branch}
 
 
 def name_of(file: str) -> str:
@@ -66,7 +76,7 @@ def check_targets(targets: dict[str, Path]) -> None:
 
 
 def one_line(file: str, target: Path, args: argparse.Namespace) -> None:
-    converted = convert_file(file, target, args.allow_missing, args.detectron2)
+    converted = convert_file(file, target, args.allow_missing, args.detectron2, **choice(args))
     if args.json:
         print(json.dumps(summary(file, target, converted)))
     else:
@@ -74,7 +84,7 @@ def one_line(file: str, target: Path, args: argparse.Namespace) -> None:
 
 
 def report(file: str, target: str, args: argparse.Namespace) -> None:
-    converted = convert_file(file, target, args.allow_missing, args.detectron2)
+    converted = convert_file(file, target, args.allow_missing, args.detectron2, **choice(args))
     if args.json:
         print(json.dumps(summary(file, target, converted), indent=1))
         return
@@ -82,19 +92,25 @@ def report(file: str, target: str, args: argparse.Namespace) -> None:
     for stage, count in converted.stage_counts().items():
         print(f"  {stage:5s} {count:4d} tensors")
     head = converted.head
-    print(f"  head  {len(head):4d} tensors not taken over ({', '.join(head)})")
+    print(
+        f"  head  {len(head):4d} tensors not taken over" + (f" ({', '.join(head)})" if head else "")
+    )
     for key, value in converted.backbone.conventions.detectron2_keys().items():
         print(f"  {key}: {value}")
+    if assumed := converted.backbone.conventions.assumed:
+        print(f"  assumed, because the file does not say: {assumed}")
     if seen := converted.backbone.seen_images:
         print(f"  remembers {len(seen.digests)} of {seen.total} pretraining images")
     for name, why in converted.backbone.incomplete.items():
         print(f"  {why}: {name}")
     print(f"wrote {target}: {len(converted.backbone.arrays)} tensors, {outcome(converted)}")
+    print(f"wrote {Path(target).with_suffix('.yaml')}: what they need of Detectron2, for _BASE_")
 
 
 def headline(file: str, converted: Converted) -> str:
     conventions = converted.backbone.conventions
-    branch = f", taking {conventions.branch}" if conventions.branch else ""
+    others = ", ".join(f"--branch {name}" for name in converted.format.others)
+    branch = f", taking {conventions.branch} (not taken: {others})" if others else ""
     return f"{file}: {conventions.source_format}{branch}, {converted.architecture.name}"
 
 
@@ -128,13 +144,24 @@ def show(found: dict, as_json: bool) -> None:
     print(json.dumps(found) if as_json else describe(found), flush=True)
 
 
+def formats() -> str:
+    names = ", ".join(dict.fromkeys(row.option for row in (*FORMATS, OTHER)))
+    return textwrap.fill(
+        names, 80, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=EXAMPLE + formats(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="checkpoint and the .pkl to write; or checkpoints"
     )
+    parser.add_argument("--format", default="", help="of the checkpoint, instead of finding it out")
+    parser.add_argument("--branch", default="", help="which of several encoders to take")
     parser.add_argument("--out-dir", metavar="DIR", help="convert every FILE into DIR/NAME.pkl")
     parser.add_argument(
         "--inspect", action="store_true", help="say what every FILE is, write nothing"

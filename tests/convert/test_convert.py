@@ -15,8 +15,9 @@ from conftest import ROOT, trained
 
 from convert.architecture import BLOCKS, Architecture, identify
 from convert.backbone_file import read_backbone
+from convert.naming import detectron2_name
 from convert.reading import read_checkpoint
-from convert.to_detectron2 import convert, convert_file, detectron2_name
+from convert.to_detectron2 import convert, convert_file
 from pretrain.encoder import build_encoder
 from pretrain.moco import MoCo
 from runtime.errors import InputError
@@ -81,6 +82,7 @@ def test_conventions_of_torchvision_style_weights(tmp_path: Path) -> None:
         "MODEL.RESNETS.DEPTH": 18,
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        "MODEL.RESNETS.NUM_GROUPS": 1,
         "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
     }
 
@@ -196,12 +198,13 @@ def test_command_line(tmp_path: Path) -> None:
 
     done = tool("moco.pth", "out.pkl")
     assert done.returncode == 0, done.stderr
-    assert "taking encoder_q (query), resnet18" in done.stdout
+    assert "taking query (not taken: --branch key), resnet18" in done.stdout
     assert "120 tensors, all found" in done.stdout
+    (tmp_path / "nothing.pkl").write_bytes(pickle.dumps({"model": {}}))
     for arguments, message in (
         (("nothing.pth", "x.pkl"), "no checkpoint at"),
         (("moco.pth", "x.pth"), "must end in .pkl"),
-        (("out.pkl", "x.pkl"), "none of the known formats"),
+        (("nothing.pkl", "x.pkl"), "none of the known formats"),
         (("moco.pth", "no/folder/x.pkl"), "there is no folder"),
     ):
         done = tool(*arguments)

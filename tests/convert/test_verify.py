@@ -18,7 +18,8 @@ from convert.architecture import identify
 from convert.backbone_file import read_backbone
 from convert.completeness import check_complete, examine
 from convert.inspection import inspect
-from convert.to_detectron2 import convert, convert_file, detectron2_name
+from convert.naming import detectron2_name
+from convert.to_detectron2 import convert, convert_file
 from convert.verify import DETECTRON2, STAGES, TORCHVISION, features, images, verify
 from runtime.errors import InputError
 

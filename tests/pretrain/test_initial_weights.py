@@ -59,7 +59,7 @@ def test_both_encoders_of_a_moco_checkpoint_are_taken_and_the_queue_is_new(tmp_p
         "the file's encoder_k",
         "new",
     ]
-    assert "(official MoCo, encoder_q (query))" in said[0]
+    assert "(official MoCo, query)" in said[0]
 
 
 def test_another_head_is_new_and_said_so(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transfer.compare.statistics import (
 from transfer.compare.untrusted import clean
 
 # Entries of "conventions" that say where weights come from, not how they want their input.
-_ORIGIN = frozenset({"source_format", "source_sha256", "branch", "pretraining"})
+_ORIGIN = frozenset({"source_format", "source_sha256", "branch", "pretraining", "assumed"})
 # The stages of a ResNet. What a detector adds (FPN, a norm after res5) never comes with weights.
 _STAGE = re.compile(r"(^|\.)(stem|res[2-5])$")
 

@@ -1,0 +1,191 @@
+"""The format of a checkpoint, and its backbone in torchvision's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from convert import naming
+from convert.architecture import merge_split_statistics, unfold
+from convert.formats import FORMATS, OTHER, Format, option
+from runtime.errors import InputError
+
+TENSORS = (torch.Tensor, np.ndarray)
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+PROBE = "layer1.0.conv1.weight"  # a backbone has it, by torchvision's names
+
+
+@dataclass(frozen=True)
+class Found:
+    """The format of a file and the encoder taken.
+
+    Attributes:
+        format: the row of the table.
+        branch: name of the encoder that is taken; "" where the format has only one.
+        others: names of the encoders that the file holds besides.
+        prefix: what the names of its tensors begin with.
+    """
+
+    format: Format
+    branch: str
+    others: tuple[str, ...]
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """Of the format."""
+        return self.format.name
+
+
+def detect(content: Any, source: str, name: str = "", branch: str = "") -> Found:
+    """The first row of the table that the content of ``source`` matches.
+
+    ``name`` forces a format, whatever the marks say; ``branch`` chooses among its encoders.
+    Raises InputError where nothing matches, or the file has no such encoder.
+    """
+    if option(name) == OTHER.option:
+        return _only_encoder(content, source, branch)
+    known = [*dict.fromkeys(row.option for row in FORMATS), OTHER.option]
+    rows = [row for row in FORMATS if option(name) == row.option] if name else FORMATS
+    if not rows:
+        raise InputError(f"--format {name} is not one of {', '.join(known)}")
+    for row in rows:
+        present = [b for b, place in row.branches.items() if _holds_backbone(content, place, row)]
+        if name:
+            chosen = branch or next(iter(row.branches))
+            if chosen in present:
+                return _found(content, row, chosen, present)
+        elif (
+            not row.forced
+            and next(iter(row.branches)) in present
+            and all(_marked(content, mark) for mark in row.marks)
+        ):
+            if branch and branch not in present:
+                raise InputError(
+                    f"{source} ({row.name}) has no encoder {branch!r}: --branch can be "
+                    f"{' or '.join(b for b in present if b) or 'left out'}"
+                )
+            return _found(content, row, branch or present[0], present)
+    example = ", ".join(_examples(content)) or "nothing"
+    if name:
+        raise InputError(f"{source} is not in the format {rows[0].name}; it holds {example} ...")
+    places = ", ".join(repr(place) for place in _places(content))
+    advice = f"--format other takes the ResNet at {places}" if places else f"it holds {example} ..."
+    raise InputError(f"{source} has none of the known formats ({', '.join(known)}); {advice}")
+
+
+def _only_encoder(content: Any, source: str, branch: str) -> Found:
+    """The one ResNet in torchvision's names in the file, wherever it is; or that at ``branch``."""
+    places = _places(content)
+    if len(places) != 1 and branch not in places:
+        raise InputError(
+            f"{source} holds {len(places)} ResNets in torchvision's names"
+            + (f": give one of them as --branch: {', '.join(places)}" if places else "")
+        )
+    place = branch or places[0]
+    others = [other for other in places if other != place]
+    return _found(content, replace(OTHER, branches={place: place}), place, others)
+
+
+def _places(content: Any) -> list[str]:
+    """Where the file holds a ResNet in torchvision's names."""
+    return [
+        where + name.removesuffix(PROBE)
+        for where in ("", "state_dict/", "model/")
+        for name in _entries(content, where)[1].values()
+        if name.endswith(PROBE)
+    ]
+
+
+def backbone_state(
+    content: Mapping[str, Any], known: Found, source: str
+) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under torchvision's names, without the head.
+
+    Arrays of a ``.pkl`` become tensors, BN of split batches one BN, and BN that was folded into a
+    scale and a shift gets the statistics that change nothing. Raises InputError where an entry of
+    the backbone is no tensor.
+    """
+    out = {}
+    tensors, names = _entries(content, known.format.branches[known.branch])
+    for name, short in names.items():
+        new = known.format.naming(short)
+        if new is None:
+            continue
+        value = tensors[name]
+        if not isinstance(value, TENSORS):
+            raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+        out[new] = torch.as_tensor(value)
+    if known.format.naming is naming.caffe2 and any(name.endswith("_bn_s") for name in names):
+        out = unfold(out)
+    return merge_split_statistics(out)
+
+
+def head_tensors(content: Mapping[str, Any], known: Found) -> dict[str, torch.Tensor]:
+    """What is beside the backbone below its prefix, by name without it: a detector drops it."""
+    tensors, names = _entries(content, known.format.branches[known.branch])
+    return {
+        short: torch.as_tensor(tensors[name])
+        for name, short in names.items()
+        if known.format.naming(short) is None and isinstance(tensors[name], TENSORS)
+    }
+
+
+def all_tensors(content: Mapping[str, Any], known: Found) -> dict[str, torch.Tensor]:
+    """All of the state dict that the backbone is in, by the file's own names."""
+    tensors, _ = _entries(content, known.format.branches[known.branch])
+    return {str(n): torch.as_tensor(v) for n, v in tensors.items() if isinstance(v, TENSORS)}
+
+
+def _found(content: Any, row: Format, branch: str, present: list[str]) -> Found:
+    place = row.branches[branch]
+    _, names = _entries(content, place)
+    name, short = next(iter(names.items()))
+    prefix = name[: len(name) - len(short)]
+    return Found(row, branch, tuple(b for b in present if b != branch), prefix)
+
+
+def _entries(content: Any, place: str) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """The state dict at ``place``, and its names with the prefix, each with what follows it."""
+    *path, prefix = place.split("/")
+    node = _node(content, path)
+    names = [str(name) for name in node]
+    wrapped = ""
+    while names and (
+        more := next((w for w in WRAPPERS if all(n.startswith(wrapped + w) for n in names)), "")
+    ):
+        wrapped += more
+    start = wrapped + prefix
+    return node, {name: name[len(start) :] for name in names if name.startswith(start)}
+
+
+def _holds_backbone(content: Any, place: str, row: Format) -> bool:
+    _, names = _entries(content, place)
+    return any(row.naming(short) == PROBE for short in names.values())
+
+
+def _marked(content: Any, mark: str) -> bool:
+    found = re.fullmatch(r"([^=~]+)([=~])(.*)", mark)
+    if found is None:
+        return bool(_entries(content, mark)[1])
+    *path, key = found[1].split("/")
+    node = _node(content, path)
+    value = node.get(key)
+    return value == found[3] if found[2] == "=" else isinstance(value, str) and found[3] in value
+
+
+def _node(content: Any, path: list[str]) -> Mapping[str, Any]:
+    """The entry of ``content`` that ``path`` leads to; empty where there is no such mapping."""
+    for key in path:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _examples(content: Any) -> list[str]:
+    inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    return [str(name) for name in inner][:3] if isinstance(inner, Mapping) else []

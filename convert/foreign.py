@@ -1,0 +1,42 @@
+"""Objects in a checkpoint that are neither tensors nor plain values, as records that do nothing.
+
+Trainers save their arguments, configurations and meters beside the weights, and ``weights_only``
+rightly refuses to import their classes. The weights can be read all the same: each class of the
+packages below is replaced by one that keeps what it is given and runs nothing. To read files of
+another toolkit, add its package; any other name in a file is still refused.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("argparse", "omegaconf", "lightly_train", "mmengine", "mmcv", "vissl", "timm", "numpy")
+NAMES = ("builtins.getattr",)  # mmengine's meters refer to their own methods
+
+
+class Record:
+    """Stands for an object of a class that is not imported: keeps its arguments, runs nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def records(file: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """A class of its own for each foreign name in a torch file, as ``safe_globals`` takes them."""
+    if not zipfile.is_zipfile(file):
+        return []
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+    return [
+        (type("Record", (Record,), {}), name)
+        for name in names
+        if name in NAMES or name.split(".")[0] in PACKAGES
+    ]

@@ -1,0 +1,338 @@
+"""Every format: recognised, the right encoder, the same features; or refused with a reason."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from layouts import LAYOUTS, Layout, State, caffe2, detectron2, head, lightly, moco, under
+from safetensors.torch import save_file
+
+from convert.architecture import Architecture
+from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR
+from convert.detect import detect
+from convert.formats import FORMATS
+from convert.source import read_source
+from convert.to_detectron2 import convert, convert_file
+from pretrain.encoder import build_encoder
+from runtime.errors import InputError
+from runtime.yaml_file import read_recipe
+from transfer.engines.embedded.resnet import ResNet
+from transfer.recipe.defaults import default_cfg
+
+ARCH = "resnet18w0.25x"
+
+
+@functools.cache
+def network(seed: int, arch: str = ARCH) -> torch.nn.Module:
+    """An encoder in evaluation whose BN is not at its initial values."""
+    torch.manual_seed(seed)
+    model = build_encoder(arch, 3).eval()
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            value += 7
+        elif name.endswith(("bias", "running_mean")):
+            value.normal_(0, 0.1)
+        elif "bn" in name or "downsample.1" in name:
+            value.uniform_(0.5, 1.5)
+    return model
+
+
+def backbone(seed: int, arch: str = ARCH) -> State:
+    state = network(seed, arch).state_dict()
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
+def write(content: Any, file: Path) -> Path:
+    if file.suffix == ".pkl":
+        file.write_bytes(pickle.dumps(content, protocol=4))
+    elif file.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in content.items()}, file)
+    else:
+        torch.save(content, file)
+    return file
+
+
+def torchvision_features(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+    out = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        out.append(x := stage(x))
+    return out
+
+
+def detector_features(arrays: dict[str, np.ndarray], keys: dict, x: torch.Tensor) -> list:
+    cfg: CfgNode = default_cfg()
+    for key, value in keys.items():
+        *sections, name = key.split(".")
+        functools.reduce(getattr, sections, cfg)[name] = value
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    model = ResNet(cfg).eval()
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    missing = model.load_state_dict(tensors, strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+    return list(model(x).values())
+
+
+def layout_id(case: tuple) -> str:
+    return case[0].__name__ if case[0].__name__ != "<lambda>" else f"{case[2]}-{case[1]}"
+
+
+@pytest.mark.parametrize("case", LAYOUTS, ids=layout_id)
+def test_format(tmp_path: Path, case: tuple[Layout, str, str, str, str]) -> None:
+    layout, name, known, branch, other = case
+    file = write(layout(backbone(1), backbone(2)), tmp_path / name)
+    converted = convert(file)
+    found = converted.format
+    assert (found.name, found.branch, found.others) == (known, branch, (other,) if other else ())
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    keys = converted.backbone.conventions.detectron2_keys()
+    with torch.no_grad():
+        expected = torchvision_features(network(1), x)
+        features = detector_features(converted.backbone.arrays, keys, x)
+    assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
+    source = read_source(file, branch=other)
+    assert all(torch.equal(source.backbone[n], v) for n, v in backbone(2 if other else 1).items())
+
+
+@pytest.mark.parametrize("case", LAYOUTS, ids=layout_id)
+def test_format_can_be_forced(tmp_path: Path, case: tuple[Layout, str, str, str, str]) -> None:
+    layout, _, known, branch, _ = case
+    option = next(row.option for row in FORMATS if row.name == known)
+    found = detect(layout(backbone(1), backbone(2)), "x", option)
+    assert (found.name, found.branch) == (known, branch)
+
+
+def test_every_row_has_a_layout() -> None:
+    tested = {case[2] for case in LAYOUTS}
+    elsewhere = {"Caffe2", "Detectron2", "Detectron2, MSRA", "Detectron2, FAIR"}
+    own = {row.name for row in FORMATS if row.name.startswith("this toolkit")}
+    assert tested | elsewhere | own == {row.name for row in FORMATS}
+
+
+@pytest.mark.parametrize(
+    ("folded", "groups", "conventions"),
+    [
+        (False, 1, MSRA_BGR),
+        (True, 1, MSRA_BGR),
+        (False, 4, FAIR_BGR),
+        (True, 4, FAIR_BGR | {"pixel_std": (1.0, 1.0, 1.0)}),
+    ],
+)
+def test_caffe2(tmp_path: Path, folded: bool, groups: int, conventions: dict) -> None:
+    state = resnext(groups)
+    source = read_source(write(caffe2(state, folded), tmp_path / "R-50.pkl"))
+    assert source.format.name == "Caffe2"
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            assert name not in source.backbone
+        elif folded and name.endswith("running_mean"):
+            assert not source.backbone[name].any()
+        elif folded and name.endswith("running_var"):  # the norm then is exactly scale and shift
+            assert torch.equal((source.backbone[name] + 1e-5).rsqrt(), torch.ones_like(value))
+        else:
+            assert torch.equal(source.backbone[name], value)
+    assert {key: getattr(source.conventions, key) for key in conventions} == conventions
+    keys = source.conventions.detectron2_keys()
+    assert keys.get("MODEL.RESNETS.NORM") == ("FrozenBN" if folded else None)
+    assert keys["MODEL.RESNETS.NUM_GROUPS"] == groups
+
+
+def resnext(groups: int, out: int = 32) -> State:
+    """A narrow ResNe(X)t-50: 8 channels in the 3x3 convolutions of res2."""
+    generator = torch.Generator().manual_seed(5)
+    state = {}
+    for name, shape in Architecture(50, 8, 8, groups, out).shapes().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(3)
+        elif len(shape) == 4:
+            scale = (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
+            state[name] = torch.randn(shape, generator=generator) * scale
+        else:
+            low = 0.5 if name.endswith(("weight", "var")) else -0.5
+            state[name] = torch.rand(shape, generator=generator) + low
+    return state
+
+
+def test_detectron2_file_of_unknown_conventions(tmp_path: Path) -> None:
+    """A detector's checkpoint: the config.yaml of its run, or --format, says what it wants."""
+    names = {n: torch.from_numpy(v) for n, v in detectron2(backbone(1)).items()}
+    model = {
+        f"{'roi_heads' if name.startswith('res5') else 'backbone'}.{name}": value
+        for name, value in names.items()
+    }
+    model |= head("roi_heads.res5.norm") | head("proposal_generator.rpn_head.conv")
+    file = write({"model": model, "iteration": 9}, tmp_path / "model_final.pth")
+    with pytest.raises(InputError, match="does not say its conventions"):
+        read_source(file)
+    assert read_source(file, name="detectron2-msra").conventions.channel_order == "BGR"
+    assert read_source(file, name="Detectron2, torchvision").conventions.channel_order == "RGB"
+    (tmp_path / "config.yaml").write_text(
+        "MODEL: {PIXEL_MEAN: [1, 2, 3], PIXEL_STD: [4, 5, 6], RESNETS: {STRIDE_IN_1X1: true}}\n"
+        "INPUT: {FORMAT: BGR}\n"
+    )
+    source = read_source(file)
+    said = source.conventions
+    assert (said.channel_order, said.pixel_mean, said.pixel_std) == ("BGR", (1, 2, 3), (4, 5, 6))
+    assert said.stride_in_1x1
+    assert all(torch.equal(source.backbone[n], v) for n, v in backbone(1).items())
+
+
+def test_own_backbone_file_keeps_its_conventions(tmp_path: Path) -> None:
+    write({"model": detectron2(backbone(1))}, tmp_path / "msra.pkl")
+    first = convert_file(tmp_path / "msra.pkl", tmp_path / "a.pkl", name="detectron2-msra")
+    second = convert_file(tmp_path / "a.pkl", tmp_path / "b.pkl")
+    assert second.backbone.conventions == first.backbone.conventions
+    assert (tmp_path / "a.pkl").read_bytes() == (tmp_path / "b.pkl").read_bytes()
+
+
+def test_conventions_that_a_file_says_or_leaves_open(tmp_path: Path) -> None:
+    layouts = {case[0].__name__: case[0] for case in LAYOUTS}
+    content = layouts["lightly_train"](backbone(1), backbone(2))
+    said = read_source(write(content, tmp_path / "x.ckpt")).conventions
+    assert said.pixel_mean == (127.5, 102.0, 76.5)
+    assert said.pixel_std == (63.75, 63.75, 51.0)
+    assert not said.assumed
+    open_ = read_source(write(backbone(1), tmp_path / "timm.safetensors")).conventions
+    assert open_.pixel_mean == IMAGENET_RGB["pixel_mean"]
+    assert "mean and std" in open_.assumed
+    assert not read_source(
+        write(moco(backbone(1), backbone(2)), tmp_path / "m.pth")
+    ).conventions.assumed
+
+
+def test_branch_that_the_file_has_not(tmp_path: Path) -> None:
+    file = write(moco(backbone(1), backbone(2)), tmp_path / "moco.pth")
+    with pytest.raises(InputError, match="no encoder 'teacher': --branch can be query or key"):
+        read_source(file, branch="teacher")
+    with pytest.raises(InputError, match=r"--format mocov2 is not one of .*official-moco"):
+        read_source(file, name="mocov2")
+    with pytest.raises(InputError, match="not in the format DINO"):
+        read_source(file, name="dino")
+
+
+def test_other_takes_the_only_resnet_and_asks_between_two(tmp_path: Path) -> None:
+    one = {"model": under("net.trunk.", backbone(1))}
+    file = write(one, tmp_path / "one.pth")
+    with pytest.raises(InputError, match=r"other takes the ResNet at 'model/net\.trunk\.'"):
+        read_source(file)
+    assert torch.equal(
+        read_source(file, name="other").backbone["conv1.weight"], backbone(1)["conv1.weight"]
+    )
+    file = write({"model": one["model"] | under("ema.", backbone(2))}, tmp_path / "two.pth")
+    with pytest.raises(InputError, match="holds 2 ResNets"):
+        read_source(file, name="other")
+    source = read_source(file, name="other", branch="model/ema.")
+    assert torch.equal(source.backbone["conv1.weight"], backbone(2)["conv1.weight"])
+
+
+def test_bn_of_split_batches_becomes_one(tmp_path: Path) -> None:
+    """Statistics of two halves of numbers: those of all numbers, with the population's variance."""
+    halves = torch.randn(2, 50, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    halves[1] += 3
+    state = dict(backbone(1))
+    state["bn1.running_mean"] = halves.mean(1).flatten().float()
+    state["bn1.running_var"] = halves.var(1, unbiased=False).flatten().float()
+    content = lightly(state, backbone(2))
+    merged = read_source(write(content, tmp_path / "x.ckpt")).backbone
+    every = halves.reshape(100, 16)
+    assert torch.allclose(merged["bn1.running_mean"].double(), every.mean(0))
+    assert torch.allclose(merged["bn1.running_var"].double(), every.var(0, unbiased=False))
+    assert torch.equal(merged["layer1.0.bn1.running_var"], state["layer1.0.bn1.running_var"])
+
+
+def refused(how: str) -> State:
+    state = dict(backbone(1))
+    if how == "deep stem":
+        state["conv1.0.weight"] = state.pop("conv1.weight")[..., :3, :3]
+    elif how == "3x3 stem":
+        state["conv1.weight"] = state["conv1.weight"][..., :3, :3].clone()
+    elif how == "squeeze-and-excitation":
+        state["layer1.0.se.fc1.weight"] = torch.ones(2, 2, 1, 1)
+    elif how == "average pooling in the shortcut":
+        state["layer2.0.downsample.1.weight"] = state.pop("layer2.0.downsample.0.weight")
+    elif how == "anti-aliased":
+        state["layer2.0.conv2.1.filt"] = torch.ones(2, 1, 3, 3)
+    elif how == "without running statistics":
+        state = {name: value for name, value in state.items() if "running" not in name}
+    return state
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("deep stem", "3x3 stem", "squeeze-and-excitation", "average pooling in the shortcut"),
+        *("anti-aliased", "without running statistics"),
+    ],
+)
+def test_what_detectron2_cannot_represent(tmp_path: Path, how: str) -> None:
+    file = write(refused(how), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=f"cannot become a Detectron2 ResNet: .*{how}"):
+        convert_file(file, tmp_path / "x.pkl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
+
+
+def test_blurred_pooling_shows_in_the_name_only(tmp_path: Path) -> None:
+    content = {"arch": "resnetblur50", "state_dict": backbone(1)}
+    with pytest.raises(InputError, match="resnetblur50 pools with a blur"):
+        read_source(write(content, tmp_path / "x.pth"))
+
+
+def test_yaml_beside(tmp_path: Path) -> None:
+    file = write(moco(backbone(1), backbone(2)), tmp_path / "moco.pth")
+    convert_file(file, tmp_path / "moco.pkl")
+    recipe = read_recipe(tmp_path / "moco.yaml")
+    assert recipe["MODEL"]["WEIGHTS"] == str(tmp_path / "moco.pkl")
+    assert recipe["MODEL"]["BACKBONE"]["FREEZE_AT"] == 0
+    assert recipe["MODEL"]["RESNETS"]["NORM"] == recipe["MODEL"]["FPN"]["NORM"] == "SyncBN"
+    assert recipe["TEST"]["PRECISE_BN"]["ENABLED"] is True
+    assert recipe["INPUT"]["FORMAT"] == "RGB"
+    assert recipe["MODEL"]["RESNETS"]["STRIDE_IN_1X1"] is False
+    convert_file(file, tmp_path / "moco.pkl")  # its own file may be replaced, another's not
+    (tmp_path / "moco.yaml").write_text("SOLVER: {BASE_LR: 0.1}\n")
+    (tmp_path / "moco.pkl").unlink()
+    with pytest.raises(InputError, match=r"moco\.yaml would be overwritten"):
+        convert_file(file, tmp_path / "moco.pkl")
+    assert not (tmp_path / "moco.pkl").exists()
+
+
+def test_yaml_of_folded_bn_freezes_it(tmp_path: Path) -> None:
+    convert_file(write(caffe2(resnext(1), True), tmp_path / "r.pkl"), tmp_path / "out.pkl")
+    recipe = read_recipe(tmp_path / "out.yaml")
+    assert recipe["MODEL"]["RESNETS"]["NORM"] == "FrozenBN"
+    assert "BACKBONE" not in recipe["MODEL"]
+    assert recipe["INPUT"]["FORMAT"] == "BGR"
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("folded", [None, False, True])
+def test_detectron2_reads_the_yaml(tmp_path: Path, folded: bool | None) -> None:
+    """As a plain program of Detectron2 does, with its own backbone and checkpointer."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_backbone
+
+    content = moco(resnext(2, 32), resnext(2, 32)) if folded is None else caffe2(resnext(2), folded)
+    file = write(content, tmp_path / ("x.pth" if folded is None else "x.pkl"))
+    convert_file(file, tmp_path / "out.pkl")
+    (tmp_path / "recipe.yaml").write_text("_BASE_: out.yaml\nSOLVER: {BASE_LR: 0.5}\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "recipe.yaml"))
+    assert cfg.MODEL.RESNETS.NUM_GROUPS == 2
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res5"]
+    if folded is not True:
+        cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN needs a process group
+    model = build_backbone(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    loaded = model.state_dict()
+    for name, value in convert(file).backbone.arrays.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(loaded[name], torch.from_numpy(value)), name
