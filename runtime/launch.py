@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from runtime.errors import InputError, exit_code
+from runtime.restarts import fresh_part, no_more, requeued, restarted, torchrun_store
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +39,15 @@ def launch(main: Callable[[Any], None], args: argparse.Namespace) -> None:
 
     Raises :class:`InputError` for options that do not fit the machine.
     """
+    if requeued():
+        args.resume = True
     started = _started_by_launcher()
     if started is not None:
-        _worker_main(main, args, *started, "env://")
+        store = torchrun_store()
+        if store is None:
+            _worker_main(main, args, *started, init_method="env://")
+        else:
+            _torchrun_main(main, args, started, store)
         return
     available = torch.cuda.device_count()
     num_gpus = available if args.num_gpus is None else args.num_gpus
@@ -49,6 +57,11 @@ def launch(main: Callable[[Any], None], args: argparse.Namespace) -> None:
             f"CPU processes use torchrun --nproc-per-node {num_gpus}"
         )
     per_machine = max(num_gpus, 1)
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(
+            f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: it counts "
+            f"from 0 to {args.num_machines - 1}"
+        )
     world = per_machine * args.num_machines
     if world == 1:
         main(args)
@@ -75,11 +88,35 @@ def _started_by_launcher() -> tuple[int, int, int] | None:
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
     if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+        env.setdefault("MASTER_ADDR", _first_host(nodes))
         env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
         env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["SLURM_LOCALID"])
     return None
+
+
+def _first_host(nodes: str) -> str:
+    """The first of a list as Slurm writes it, e.g. ``gpu007`` of ``gpu[007-009,012],cpu1``."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
+
+
+def _torchrun_main(
+    main: Callable[[Any], None], args: argparse.Namespace, place: tuple[int, int, int], store: Any
+) -> None:
+    """``main`` in a process of torchrun, continuing what torchrun has started before."""
+
+    def start_or_continue(args: argparse.Namespace) -> None:
+        if restarted(store):
+            args.resume = True
+        main(args)
+
+    rank, world, _ = place
+    try:
+        _worker_main(start_or_continue, args, *place, store=fresh_part(store, rank, world))
+    except (InputError, FloatingPointError) as error:
+        no_more(store, error)
+        raise
 
 
 def _dist_url(args: argparse.Namespace) -> str:
@@ -102,7 +139,7 @@ def _spawned(
     url: str,
 ) -> None:
     rank = machine_rank * per_machine + local_rank
-    code = exit_code(lambda: _worker_main(main, args, rank, world, local_rank, url))
+    code = exit_code(lambda: _worker_main(main, args, rank, world, local_rank, init_method=url))
     if code:
         sys.exit(code)
 
@@ -113,12 +150,13 @@ def _worker_main(
     rank: int,
     world: int,
     local_rank: int,
-    url: str,
+    **meeting: Any,
 ) -> None:
+    """``main`` in one process; ``meeting`` says where all of them meet."""
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world)
+    dist.init_process_group(backend, rank=rank, world_size=world, **meeting)
     try:
         main(args)
     finally:
