@@ -201,7 +201,7 @@ def test_resumed_equals_unbroken_and_is_converted(
     assert ("module.bank" in whole["state_dict"]) == (name == "memory_bank")
 
     source = read_source(folder / "checkpoint_final.pth")
-    assert source.format.branch == "encoder_q (query)"
+    assert source.format.branch == "query"
     stem = whole["state_dict"]["module.encoder_q.conv1.weight"]
     assert torch.equal(source.backbone["conv1.weight"], stem)
     model = new_method(tiny_cfg("MODEL.MLP", False, *RECIPES[name])).model
