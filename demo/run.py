@@ -14,8 +14,9 @@ from convert.detect import backbone_state, detect
 from convert.reading import read_checkpoint
 from demo.folder import MARK, DataRecipe, make
 from pretrain.encoder import build_encoder
+from pretrain.features import CentreCrops, embed, encoder_at_rest
 from pretrain.images import ImageFolder
-from pretrain.knn import features, knn_accuracy
+from pretrain.knn import knn_accuracy
 from pretrain.trainer import FINAL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +92,6 @@ def _print_knn(output: Path, images: Path) -> None:
             trunk = backbone_state(content, detect(content, source), source)
             missing = encoder.load_state_dict(trunk, strict=False).missing_keys
             assert missing == ["fc.weight", "fc.bias"], missing
-        found = features(encoder, folder, KNN_SIZE)
+        found = embed(encoder_at_rest(encoder), CentreCrops(folder, KNN_SIZE))
         accuracy = knn_accuracy(found[::2], labels[::2], found[1::2], labels[1::2])
         print(f"  {name:12s} {accuracy:5.1f} %")

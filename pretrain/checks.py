@@ -106,6 +106,9 @@ RULES: dict[str, Rule] = {
     "SOLVER.WEIGHT_DECAY": _at_least(0),
     "SOLVER.EPOCHS": _at_least(1),
     "SOLVER.MAX_STEPS": _at_least(0),
+    "MONITOR.PERIOD": _at_least(1),
+    "MONITOR.KNN_DATA": _ANY,
+    "MONITOR.RETRIEVAL_DATA": _ANY,
     "CHECKPOINT_PERIOD": _at_least(1),
     "CHECKPOINT_STEPS": _at_least(0),
     "CHECKPOINT_KEEP": Rule(

@@ -20,6 +20,7 @@ NOT_PART_OF_THE_RECIPE = (
     *("DATA.ROOT", "DATA.NUM_WORKERS", "DATA.MAX_UNREADABLE"),
     "SOLVER.ACCUMULATE",
     *("CHECKPOINT_PERIOD", "CHECKPOINT_STEPS", "CHECKPOINT_KEEP", "CHECKPOINT_KEEP_PERIOD"),
+    *("MONITOR.PERIOD", "MONITOR.KNN_DATA", "MONITOR.RETRIEVAL_DATA"),
 )
 
 
@@ -73,6 +74,11 @@ def default_cfg() -> CfgNode:
                 # Above 0: the run's length, instead of EPOCHS; MILESTONES and DECAY_PERIOD are
                 # steps, and the rate changes with every step.
                 "MAX_STEPS": 0,
+            },
+            "MONITOR": {  # measured beside the training, which it does not change
+                "PERIOD": 1,  # epochs between measurements
+                "KNN_DATA": "",  # class folders of labelled images, or train/ and val/ of such
+                "RETRIEVAL_DATA": "",  # images without labels, best none that are trained on
             },
             "CHECKPOINT_PERIOD": 1,  # epochs between checkpoints
             "CHECKPOINT_STEPS": 0,  # also after every so many steps; 0: only at ends of epochs

@@ -17,7 +17,7 @@ from torch import nn
 from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
 from pretrain.encoder import add_mlp_head, build_encoder
-from pretrain.methods import Method
+from pretrain.methods import Method, Observer
 from pretrain.shuffled_bn import exchange, permutation
 from runtime.distributed import all_gather_with_gradient, rank, world_size
 
@@ -40,6 +40,7 @@ class EndToEnd(nn.Module):
         self.temperature = temperature
         self.shuffle = shuffle
         self.seed = seed
+        self.observer: Observer | None = None  # told of queries and keys
         self.step = 0  # training steps taken; the trainer sets it when a run is resumed
 
     def begin_step(self, images: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,10 @@ class EndToEnd(nn.Module):
         q = F.normalize(self.encoder_q(im_q), dim=1)
         shuffled = F.normalize(self.encoder_q(im_k), dim=1)
         keys = all_gather_with_gradient(shuffled)[self._restore]
-        return batch_logits(q, keys, rank() * len(q), self.temperature)
+        first = rank() * len(q)
+        if self.observer is not None:
+            self.observer(q, keys[first : first + len(q)])
+        return batch_logits(q, keys, first, self.temperature)
 
 
 def batch_logits(
@@ -98,6 +102,7 @@ class EndToEndMethod(Method):
         self.model = self.end_to_end = EndToEnd(
             encoder, model.TEMPERATURE, model.SHUFFLE_BN, cfg.SEED
         )
+        self.encoder = encoder
         self.chance_loss = math.log(cfg.SOLVER.BATCH_SIZE)
 
     def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
@@ -117,3 +122,7 @@ class EndToEndMethod(Method):
     def set_step(self, step: int) -> None:
         """The permutations of shuffled BN follow the step."""
         self.end_to_end.step = step
+
+    def watch(self, observer: Observer | None) -> None:
+        """Queries and keys as they enter the loss."""
+        self.end_to_end.observer = observer

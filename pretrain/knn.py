@@ -6,38 +6,6 @@ What the monitor of MoCo's appendix (figure A.1) measures: no training, no param
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torchvision.models.resnet import ResNet
-from torchvision.transforms import functional as TF
-
-from pretrain.data import normalise
-from pretrain.images import ImageSource
-
-
-@torch.no_grad()
-def features(encoder: ResNet, folder: ImageSource, size: int, batch_size: int = 64) -> torch.Tensor:
-    """Unit-length features after global average pooling: images x channels, float32, on the CPU.
-
-    Images are resized to ``size``·8/7 on the short side and cropped in the centre, as for
-    ImageNet (256 and 224). The encoder runs in evaluation mode and is left as it was.
-    """
-    was_training, head = encoder.training, encoder.fc
-    device = next(encoder.parameters()).device
-    encoder.fc = nn.Identity()
-    encoder.eval()
-    out = []
-    for start in range(0, len(folder.files), batch_size):
-        indices = range(start, min(start + batch_size, len(folder.files)))
-        images = [
-            TF.center_crop(TF.resize(folder.load(i), round(size * 8 / 7)), [size, size])
-            for i in indices
-        ]
-        batch = torch.stack([TF.pil_to_tensor(image) for image in images]).to(device)
-        out.append(F.normalize(encoder(normalise(batch)), dim=1).float().cpu())
-    encoder.fc = head
-    encoder.train(was_training)
-    return torch.cat(out)
 
 
 def knn_accuracy(

@@ -19,7 +19,7 @@ from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
 from pretrain.encoder import add_mlp_head, build_encoder
 from pretrain.info_nce import info_nce_logits
-from pretrain.methods import Method
+from pretrain.methods import Method, Observer
 from runtime.distributed import all_gather
 from runtime.randomness import generator
 
@@ -59,6 +59,7 @@ class MemoryBank(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.seed = seed
+        self.observer: Observer | None = None  # told of queries and keys
         self.step = 0  # training steps taken; the trainer sets it when a run is resumed
         self.register_buffer("bank", F.normalize(torch.randn(num_images, dim), dim=1))
 
@@ -83,6 +84,8 @@ class MemoryBank(nn.Module):
         """
         q = F.normalize(self.encoder_q(im_q), dim=1)
         self._queries.append(q.detach())
+        if self.observer is not None:
+            self.observer(q, k)
         return info_nce_logits(q, k, self._negatives, self.temperature)
 
     @torch.no_grad()
@@ -125,6 +128,7 @@ class MemoryBankMethod(Method):
             *(encoder, num_images, model.DIM, model.QUEUE_SIZE, model.MOMENTUM, model.TEMPERATURE),
             seed=cfg.SEED,
         )
+        self.encoder = encoder
         self.chance_loss = math.log(model.QUEUE_SIZE + 1)
 
     def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
@@ -143,3 +147,7 @@ class MemoryBankMethod(Method):
     def set_step(self, step: int) -> None:
         """The draws follow the step."""
         self.memory_bank.step = step
+
+    def watch(self, observer: Observer | None) -> None:
+        """Queries and keys as they enter the loss."""
+        self.memory_bank.observer = observer

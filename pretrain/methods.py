@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
+from torchvision.models.resnet import ResNet
 
 from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
 from pretrain.encoder import build_encoder
 from pretrain.moco import MoCo
+
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 class Method(ABC):
@@ -25,6 +29,7 @@ class Method(ABC):
     view_count: int
     chance_loss: float
     model: nn.Module
+    encoder: ResNet  # what is transferred; a part of the model
 
     @abstractmethod
     def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
@@ -46,6 +51,12 @@ class Method(ABC):
     def set_step(self, step: int) -> None:  # noqa: B027  most methods do not depend on it
         """Tell the model which step comes next; called when a run starts or is resumed."""
 
+    def watch(self, observer: Observer | None) -> None:  # noqa: B027  not all have such pairs
+        """From now on give ``observer`` the unit queries and keys (N x C) of each part of a step.
+
+        None: to nobody.
+        """
+
 
 class MoCoMethod(Method):
     """Instance discrimination: which of 1 + K keys belongs to the query?"""
@@ -66,7 +77,7 @@ class MoCoMethod(Method):
             shuffle=cfg.MODEL.SHUFFLE_BN,
             seed=cfg.SEED,
         )
-        self.model = self.moco
+        self.model, self.encoder = self.moco, self.moco.encoder_q
         self.chance_loss = math.log(cfg.MODEL.QUEUE_SIZE + 1)
 
     def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:
@@ -88,6 +99,10 @@ class MoCoMethod(Method):
         """The permutations of shuffled BN follow the step."""
         self.moco.step = step
 
+    def watch(self, observer: Observer | None) -> None:
+        """Queries and keys as they enter the loss."""
+        self.moco.observer = observer
+
 
 class SupervisedMethod(Method):
     """Cross-entropy on the class folders: the supervised counterpart on the very same images."""
@@ -97,7 +112,7 @@ class SupervisedMethod(Method):
 
     def __init__(self, cfg: CfgNode, num_classes: int) -> None:
         norm = grouped_norm(cfg.MODEL.BN_GROUP_SIZE, cfg.MODEL.RUNNING_STATS)
-        self.model = build_encoder(cfg.MODEL.ARCH, num_classes, norm)
+        self.model = self.encoder = build_encoder(cfg.MODEL.ARCH, num_classes, norm)
         self.chance_loss = math.log(num_classes)
 
     def begin_step(self, batch: Batch, parts: int) -> tuple[torch.Tensor, ...]:

@@ -58,6 +58,7 @@ class MoCo(nn.Module):
         self.temperature = temperature
         self.shuffle = shuffle
         self.seed = seed
+        self.observer: Callable[[torch.Tensor, torch.Tensor], None] | None = None  # of q and k
         self.step = 0  # training steps taken; the trainer sets it when a run is resumed
         norm = grouped_norm(bn_group_size, running_stats)
         self.encoder_q = build_encoder(arch, dim, norm)
@@ -96,6 +97,8 @@ class MoCo(nn.Module):
         ``im_q`` are normalised images N x 3 x H x W, ``k`` the keys of the same images N x C.
         """
         q = F.normalize(self.encoder_q(im_q), dim=1)
+        if self.observer is not None:
+            self.observer(q, k)
         return info_nce_logits(q, k, self.queue, self.temperature)
 
     def end_step(self, all_keys: torch.Tensor) -> None:

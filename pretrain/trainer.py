@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pretrain.dictionaries import contrastive_method
 from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
 from pretrain.methods import Method, SupervisedMethod
+from pretrain.monitor import Monitor
 from pretrain.pictures import save_views
 from pretrain.saving import FINAL, Saver
 from pretrain.sources import open_source
@@ -54,18 +56,19 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
     check_data(cfg, folder, world_size())
     method = _build_method(cfg, folder)
     beginning = [] if resume else _initial_weights(cfg, method)  # before anything is written
+    monitor = Monitor(cfg, method, folder, loader_workers(cfg.DATA.NUM_WORKERS))
     output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
     barrier()
     if not is_main():
         set_up_logging(None, main=False)
-        return _Run(cfg, folder, method, output, resume).train()
+        return _Run(cfg, folder, method, monitor, output, resume).train()
     with rundir.locked(output):
         set_up_logging(output, main=True)
         for line in beginning:
             log.info("%s", line)
         for line in (*notes, *doubts(cfg, len(folder.files) // cfg.SOLVER.BATCH_SIZE)):
             log.warning("%s", line)
-        return _Run(cfg, folder, method, output, resume).train()
+        return _Run(cfg, folder, method, monitor, output, resume).train()
 
 
 def _build_method(cfg: CfgNode, folder: ImageSource) -> Method:
@@ -86,9 +89,16 @@ class _Run:
     """One pretraining run: its model, optimiser, data and files."""
 
     def __init__(
-        self, cfg: CfgNode, folder: ImageSource, method: Method, output: Path, resume: bool
+        self,
+        cfg: CfgNode,
+        folder: ImageSource,
+        method: Method,
+        monitor: Monitor,
+        output: Path,
+        resume: bool,
     ) -> None:
         self.cfg, self.folder, self.method, self.output = cfg, folder, method, output
+        self.monitor = monitor
         self.device = run_device(cfg.DEVICE)
         self.steps_per_epoch = len(folder.files) // cfg.SOLVER.BATCH_SIZE
         self.total_steps = schedule.total_steps(cfg.SOLVER, self.steps_per_epoch)
@@ -133,11 +143,10 @@ class _Run:
         if is_main():
             self._write_beginning(dataset)
         barrier()
+        if not self.start:
+            self.monitor.measure("before training")
         try:
-            if not is_main():
-                self._loop(loader, None)
-                return self.output / FINAL
-            with MetricsWriter(self.output) as writer:
+            with MetricsWriter(self.output) if is_main() else nullcontext() as writer:
                 self._loop(loader, writer)
         except FloatingPointError as error:
             last = rundir.pointed_at(self.output)
@@ -145,6 +154,7 @@ class _Run:
                 f"{error}: the run has diverged; lower SOLVER.BASE_LR. "
                 f"Last good checkpoint: {last or 'none yet'}"
             ) from error
+        self.monitor.save_neighbours(self.output)
         log.info("finished: %s", self.output / FINAL)
         return self.output / FINAL
 
@@ -204,15 +214,17 @@ class _Run:
                 if isinstance(batch, InputError):
                     raise batch
                 self.unreadable.note(batch.unreadable)
-                loss, accuracy = take_step(batch)
                 done = step + 1
                 save = saver.due(done)
                 report = done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps
+                self.monitor.signals.listen(report)
+                loss, accuracy = take_step(batch)
                 signal = watch.after(done, loss, wait=save or report)
                 if save or report or signal:
                     self.unreadable.gather()
                 if report:
                     self._log(writer, progress, done, loss, accuracy, lr)
+                self._measure(writer, done)
                 if save or signal:
                     saver.save(done, writer)
                 if signal and done < self.total_steps:
@@ -250,16 +262,28 @@ class _Run:
         lr: float,
     ) -> None:
         loss_value, top1 = float(mean_over_ranks(loss)), float(mean_over_ranks(accuracy))
+        signals = {"loss": loss_value, "acc1": top1} | self.monitor.signals.figures()
         if writer is None:
             return
         figures = progress.report(done)
         epoch = (done - 1) // self.steps_per_epoch
         left = eta(figures.pop("eta_seconds"))
-        values = {"loss": loss_value, "acc1": top1, "lr": lr, "epoch": epoch}
+        values = signals | {"lr": lr, "epoch": epoch}
         writer.write(done - 1, values | figures)
         log.info(
             "step %d/%d  epoch %d  loss %.3f (chance %.2f)  acc1 %.1f %%  lr %.4f  %.2f s/step  "
-            "data wait %.0f %%  eta %s",
+            "data wait %.0f %%  eta %s: %s",
             *(done, self.total_steps, epoch, loss_value, self.method.chance_loss, top1, lr),
             *(figures["time"], figures["data_wait"] * 100, left),
+            self.monitor.signals.judge(done, signals),
         )
+
+    def _measure(self, writer: MetricsWriter | None, done: int) -> None:
+        """At the end of an epoch. Before the checkpoint: what a kill takes away is made again."""
+        epoch, rest = divmod(done, self.steps_per_epoch)
+        final = done == self.total_steps
+        if not final and (rest or epoch % self.cfg.MONITOR.PERIOD):
+            return
+        figures = self.monitor.measure(f"step {done}")
+        if writer is not None and figures:
+            writer.write(done - 1, figures)

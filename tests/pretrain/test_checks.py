@@ -13,7 +13,10 @@ from pretrain.config import default_cfg, load_cfg
 from runtime.config import leaves
 from runtime.errors import InputError
 
-FREE = {"MODEL.ARCH", "MODEL.INIT", "DATA.ROOT", "OUTPUT_DIR"}  # texts, looked up later
+FREE = {  # texts, looked up later
+    *("MODEL.ARCH", "MODEL.INIT", "DATA.ROOT", "OUTPUT_DIR"),
+    *("MONITOR.KNN_DATA", "MONITOR.RETRIEVAL_DATA"),
+}
 SWITCHES = {"MODEL.MLP", "MODEL.SHUFFLE_BN", "VIEWS.GRAYSCALE_FIRST"}
 NAN = float("nan")
 WRONG = {
@@ -47,6 +50,7 @@ WRONG = {
     "SOLVER.WEIGHT_DECAY": [-1e-4, NAN],
     "SOLVER.EPOCHS": [0],
     "SOLVER.MAX_STEPS": [-1],
+    "MONITOR.PERIOD": [0],
     "CHECKPOINT_PERIOD": [0],
     "CHECKPOINT_STEPS": [-1],
     "CHECKPOINT_KEEP": [1, -1],
