@@ -57,8 +57,12 @@ def _contrast(cfg: CfgNode, count: int) -> Contrast | None:
     """None for the supervised counterpart, which compares with no other images."""
     if cfg.METHOD != "moco":
         return None
-    batch, queue = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.QUEUE_SIZE
-    first_pass = (
-        0 if cfg.MODEL.INIT else count // batch
-    )  # a trained encoder may know it all at once
-    return Contrast(batch, queue, math.ceil(queue / batch), first_pass, cfg.MODEL.TEMPERATURE)
+    batch, negatives = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.QUEUE_SIZE
+    epoch = count // batch
+    filling = math.ceil(negatives / batch)
+    if cfg.MODEL.DICTIONARY == "memory_bank":
+        filling = epoch
+    elif cfg.MODEL.DICTIONARY == "end_to_end":
+        negatives, filling = batch - 1, 0
+    first_pass = 0 if cfg.MODEL.INIT else epoch  # trained before, it may know all at once
+    return Contrast(batch, negatives, filling, first_pass, cfg.MODEL.TEMPERATURE)

@@ -175,7 +175,9 @@ def test_a_class_of_one_image_is_refused(image_folder: Path) -> None:
 def test_every_dictionary_is_listened_to(
     dictionary: str, image_folder: Path, tmp_path: Path
 ) -> None:
-    run(image_folder, tmp_path / "run", "MODEL.DICTIONARY", dictionary, "SOLVER.EPOCHS", "1")
+    size = "8" if dictionary == "end_to_end" else "12"
+    more = ["MODEL.DICTIONARY", dictionary, "MODEL.QUEUE_SIZE", size, "SOLVER.EPOCHS", "1"]
+    run(image_folder, tmp_path / "run", *more)
     row = rows(tmp_path / "run")[-1]
     assert row.keys() >= FIGURES
     if dictionary == "end_to_end":  # the negatives are the batch's other keys
