@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -138,6 +139,12 @@ def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
     if batch > count:
         raise InputError(
             f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {str(folder.root)!r}"
+        )
+    root, output = Path(cfg.DATA.ROOT).resolve(), Path(cfg.OUTPUT_DIR).resolve()
+    if cfg.OUTPUT_DIR and root.is_dir() and output.is_relative_to(root):
+        raise InputError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} lies in DATA.ROOT: the run's pictures would be taken "
+            "for images when it is resumed; name a folder elsewhere"
         )
     parts = cfg.SOLVER.ACCUMULATE
     if batch % (group * world_size * parts):

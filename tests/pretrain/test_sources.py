@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from sources_synthetic import KINDS, as_source, write_tar
+from test_trainer import run
 
 from pretrain import tar_index
 from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
@@ -273,3 +274,27 @@ def test_other_roots_are_refused(image_folder: Path, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             open_source(root)
+
+
+def test_output_among_the_images_is_refused(image_folder: Path) -> None:
+    """views.png would be an image of the resumed run."""
+    for output in (image_folder, image_folder / "a" / "run"):
+        with pytest.raises(InputError, match=r"lies in DATA\.ROOT"):
+            run(image_folder, output)
+    assert not list(image_folder.rglob("*.png"))
+
+
+def test_a_run_is_the_same_from_any_source_and_resumes(image_folder: Path, tmp_path: Path) -> None:
+    whole = run(image_folder, tmp_path / "folder")["state_dict"]
+    shards = as_source("shards", image_folder)
+    again = run(shards, tmp_path / "run", "CHECKPOINT_PERIOD", "1")["state_dict"]
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    (tmp_path / "run" / "checkpoint_final.pth").unlink()  # as if killed in the third epoch
+    (tmp_path / "run" / "last_checkpoint").write_text("checkpoint_0001.pth")
+    moved = shards.rename(tmp_path / "elsewhere")
+    resumed = run(moved, tmp_path / "run", "DATA.NUM_WORKERS", "1", resume=True)["state_dict"]
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    (tmp_path / "run" / "last_checkpoint").write_text("checkpoint_0001.pth")
+    write_tar(moved / "002.tar", [(f"{i}.jpg", bytes([i])) for i in range(8)])
+    with pytest.raises(InputError, match="are not those"):
+        run(moved, tmp_path / "run", resume=True)
