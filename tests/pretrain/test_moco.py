@@ -121,6 +121,17 @@ def test_without_shuffling_the_result_differs() -> None:
     assert plain != pytest.approx(shuffled, rel=1e-4)
 
 
+def test_keys_without_shuffling_stay_in_their_groups() -> None:
+    """MODEL.SHUFFLE_BN False: the leak can be shown."""
+    im_k = make_batches()[0][1]
+    for shuffle in (False, True):
+        moco = new_moco(False)
+        moco.shuffle = shuffle
+        keys, _ = moco.encode_keys(im_k)
+        together = F.normalize(moco.encoder_k(im_k), dim=1)
+        assert torch.allclose(keys, together) != shuffle
+
+
 def test_official_names_and_shapes() -> None:
     state = MoCo("resnet18", 128, 64, mlp=True).state_dict()
     assert state["queue"].shape == (128, 64)
