@@ -6,6 +6,7 @@ with. So the conventions are stored with the weights, and applied from there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -133,21 +134,53 @@ def caffe2_conventions(architecture: Architecture, folded: bool) -> dict[str, An
 
 
 def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Pixel mean and std where the checkpoint itself records them; empty elsewhere.
+    """Conventions that the checkpoint itself records; empty where it does not.
 
-    lightly-train does (``normalize_args``, on the scale 0 to 1).
+    lightly-train records mean and std (``normalize_args``, on the scale 0 to 1), OpenMMLab its
+    configuration (``meta.cfg``).
     """
-    entry = content.get("lightly_train")
+    entry, meta = content.get("lightly_train"), content.get("meta")
     values = entry.get("normalize_args") if isinstance(entry, Mapping) else None
-    if not isinstance(values, Mapping):
-        return {}
+    if isinstance(values, Mapping):
+        try:
+            mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source} has a damaged normalize_args: {error!r}") from error
+        if len(mean) != 3 or len(std) != 3:
+            raise InputError(f"{source}: its normalize_args are not for three channels")
+        return _pixels(mean, std, 255)
+    text = meta.get("cfg") if isinstance(meta, Mapping) else None
+    return _in_configuration(text) if isinstance(text, str) else {}
+
+
+def _pixels(mean: tuple[float, ...], std: tuple[float, ...], scale: int) -> dict[str, Any]:
+    """Rounded, so that 0.485 * 255 is the 123.675 that everybody writes."""
+    return {
+        "pixel_mean": tuple(round(scale * x, 6) for x in mean),
+        "pixel_std": tuple(round(scale * x, 6) for x in std),
+    }
+
+
+def _in_configuration(text: str) -> dict[str, Any]:
+    """Of an OpenMMLab configuration, if all that it says of mean, std and channels is one thing."""
     try:
-        mean, std = ([255 * float(x) for x in values[key]] for key in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source} has a damaged normalize_args: {error!r}") from error
+        means, stds = (
+            {
+                tuple(float(x) for x in numbers.replace(",", " ").split())
+                for numbers in re.findall(rf"\b{key}\s*=\s*[\[(]([\d.,\s]+)[\])]", text)
+            }
+            for key in ("mean", "std")
+        )
+    except ValueError:
+        return {}
+    orders = set(re.findall(r"\b(?:bgr_)?to_rgb\s*=\s*(True|False)", text))
+    if not len(means) == len(stds) == len(orders) == 1:
+        return {}
+    mean, std = means.pop(), stds.pop()
     if len(mean) != 3 or len(std) != 3:
-        raise InputError(f"{source}: its normalize_args are not for three channels")
-    return {"pixel_mean": tuple(round(x, 6) for x in mean), "pixel_std": tuple(std)}
+        return {}
+    order = {"channel_order": "RGB" if orders == {"True"} else "BGR"}
+    return order | _pixels(mean, std, 255 if max(mean) <= 1 else 1)
 
 
 def said_beside(path: str | Path) -> dict[str, Any]:

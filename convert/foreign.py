@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("argparse", "omegaconf", "lightly_train", "mmengine", "mmcv", "vissl", "timm", "numpy")
+PACKAGES = (
+    *("argparse", "omegaconf", "numpy", "mmengine", "mmcv", "vissl"),
+    *("lightly_train", "timm", "torchvision", "torch.nn.modules"),  # it saves whole networks, too
+)
 NAMES = ("builtins.getattr",)  # mmengine's meters refer to their own methods
 
 
@@ -38,5 +41,5 @@ def records(file: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], s
     return [
         (type("Record", (Record,), {}), name)
         for name in names
-        if name in NAMES or name.split(".")[0] in PACKAGES
+        if name in NAMES or name.startswith(tuple(f"{package}." for package in PACKAGES))
     ]

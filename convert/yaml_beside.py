@@ -53,5 +53,7 @@ def write_yaml(weights: str | Path, conventions: Conventions) -> Path:
         node[name] = value
     text = f"{MARK}what {Path(weights).name} needs of a Detectron2 program.\n"
     text += "# In a recipe: _BASE_: [its other base, this file]\n"
+    if conventions.depth < 50 and conventions.architecture.out != 64:
+        text += "# Detectron2 itself builds ResNet-18 and -34 with 64 channels only.\n"
     write_text(file, text + yaml.safe_dump(tree, sort_keys=False))
     return file

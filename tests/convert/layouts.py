@@ -205,6 +205,19 @@ def lightly_train(q: State, _: State) -> dict[str, Any]:
     return content | {"lightly_train": {"version": "0.18", "normalize_args": normalize}}
 
 
+def lightly_train_dino(q: State, k: State) -> dict[str, Any]:
+    """Of timm's ResNet; it also saves the networks themselves, as objects."""
+    where = "embedding_model.wrapped_model._model"
+    content = lightning(**{f"teacher_{where}": q, f"student_{where}": k, "student_head": HEAD})
+    models = {"model": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU())}
+    return content | {"lightly_train": {"version": "0.18", "models": models}}
+
+
+def stable_pretraining_plain(q: State, _: State) -> dict[str, Any]:
+    content = lightning(backbone=q, projector=HEAD)
+    return content | {"hyper_parameters": {"system.working_dir": "/x"}}
+
+
 def stable_pretraining(q: State, k: State) -> dict[str, Any]:
     return lightning(**{"backbone.student": k, "backbone.teacher": q, "projector": HEAD})
 
@@ -258,7 +271,9 @@ LAYOUTS: tuple[tuple[Layout, str, str, str, str], ...] = (
     (lightly_benchmark, "x.ckpt", "lightly", "backbone", "key"),
     (lightly_dino, "x.ckpt", "lightly", "teacher", "student"),
     (lightly_train, "x.ckpt", "lightly-train", "", ""),
+    (lightly_train_dino, "x.ckpt", "lightly-train", "teacher", "student"),
     (stable_pretraining, "x.ckpt", "stable-pretraining", "teacher", "student"),
+    (stable_pretraining_plain, "x.ckpt", "stable-pretraining", "", ""),
     (timm_checkpoint, "x.pth.tar", "timm", "ema", "model"),
     (torchvision_reference, "x.pth", "torchvision", "", ""),
     (imagenet_example, "x.pth.tar", "torchvision", "", ""),

@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import functools
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fvcore.common.config import CfgNode
-from layouts import LAYOUTS, Layout, State, caffe2, detectron2, head, lightly, moco, under
-from safetensors.torch import save_file
+from layouts import LAYOUTS, Layout, caffe2, detectron2, head, lightly, moco, under
+from networks import backbone, network, resnext, write
 
-from convert.architecture import Architecture
 from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR
 from convert.detect import detect
 from convert.formats import FORMATS
 from convert.source import read_source
 from convert.to_detectron2 import convert, convert_file
-from pretrain.encoder import build_encoder
 from runtime.errors import InputError
-from runtime.yaml_file import read_recipe
 from transfer.engines.embedded.resnet import ResNet
 from transfer.recipe.defaults import default_cfg
-
-ARCH = "resnet18w0.25x"
-
-
-@functools.cache
-def network(seed: int, arch: str = ARCH) -> torch.nn.Module:
-    """An encoder in evaluation whose BN is not at its initial values."""
-    torch.manual_seed(seed)
-    model = build_encoder(arch, 3).eval()
-    for name, value in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            value += 7
-        elif name.endswith(("bias", "running_mean")):
-            value.normal_(0, 0.1)
-        elif "bn" in name or "downsample.1" in name:
-            value.uniform_(0.5, 1.5)
-    return model
-
-
-def backbone(seed: int, arch: str = ARCH) -> State:
-    state = network(seed, arch).state_dict()
-    return {name: value for name, value in state.items() if not name.startswith("fc.")}
-
-
-def write(content: Any, file: Path) -> Path:
-    if file.suffix == ".pkl":
-        file.write_bytes(pickle.dumps(content, protocol=4))
-    elif file.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in content.items()}, file)
-    else:
-        torch.save(content, file)
-    return file
 
 
 def torchvision_features(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -146,22 +109,6 @@ def test_caffe2(tmp_path: Path, folded: bool, groups: int, conventions: dict) ->
     assert keys["MODEL.RESNETS.NUM_GROUPS"] == groups
 
 
-def resnext(groups: int, out: int = 32) -> State:
-    """A narrow ResNe(X)t-50: 8 channels in the 3x3 convolutions of res2."""
-    generator = torch.Generator().manual_seed(5)
-    state = {}
-    for name, shape in Architecture(50, 8, 8, groups, out).shapes().items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(3)
-        elif len(shape) == 4:
-            scale = (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
-            state[name] = torch.randn(shape, generator=generator) * scale
-        else:
-            low = 0.5 if name.endswith(("weight", "var")) else -0.5
-            state[name] = torch.rand(shape, generator=generator) + low
-    return state
-
-
 def test_detectron2_file_of_unknown_conventions(tmp_path: Path) -> None:
     """A detector's checkpoint: the config.yaml of its run, or --format, says what it wants."""
     names = {n: torch.from_numpy(v) for n, v in detectron2(backbone(1)).items()}
@@ -209,6 +156,33 @@ def test_conventions_that_a_file_says_or_leaves_open(tmp_path: Path) -> None:
     ).conventions.assumed
 
 
+@pytest.mark.parametrize(
+    ("cfg", "order", "mean", "std"),
+    [
+        ("dict(mean=[1.0, 2, 3.5], std=[4, 5, 6,], to_rgb=True)", "RGB", (1, 2, 3.5), (4, 5, 6)),
+        ("x = dict(mean=(.5, .4, .2), std=(1,) * 3)", "RGB", None, None),  # std is no plain list
+        ("dict(mean=[1, 2, 3], std=[1, 1, 1], bgr_to_rgb=False)", "BGR", (1, 2, 3), (1, 1, 1)),
+        (
+            "a = dict(mean=[0.2, 0.4, 0.6], std=[1, 1, 1], to_rgb=True)\n",
+            "RGB",
+            (51, 102, 153),
+            None,
+        ),
+        ("dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True); mean=[2, 2, 2]", "RGB", None, None),
+    ],
+)
+def test_openmmlab_says_it_in_its_configuration(
+    tmp_path: Path, cfg: str, order: str, mean: tuple | None, std: tuple | None
+) -> None:
+    content = {"meta": {"cfg": cfg}, "state_dict": under("backbone.", backbone(1))}
+    said = read_source(write(content, tmp_path / "x.pth")).conventions
+    assert said.channel_order == order
+    assert said.pixel_mean == (mean or IMAGENET_RGB["pixel_mean"])
+    assert bool(said.assumed) == (mean is None)
+    if std is not None:
+        assert said.pixel_std == std
+
+
 def test_branch_that_the_file_has_not(tmp_path: Path) -> None:
     file = write(moco(backbone(1), backbone(2)), tmp_path / "moco.pth")
     with pytest.raises(InputError, match="no encoder 'teacher': --branch can be query or key"):
@@ -247,92 +221,3 @@ def test_bn_of_split_batches_becomes_one(tmp_path: Path) -> None:
     assert torch.allclose(merged["bn1.running_mean"].double(), every.mean(0))
     assert torch.allclose(merged["bn1.running_var"].double(), every.var(0, unbiased=False))
     assert torch.equal(merged["layer1.0.bn1.running_var"], state["layer1.0.bn1.running_var"])
-
-
-def refused(how: str) -> State:
-    state = dict(backbone(1))
-    if how == "deep stem":
-        state["conv1.0.weight"] = state.pop("conv1.weight")[..., :3, :3]
-    elif how == "3x3 stem":
-        state["conv1.weight"] = state["conv1.weight"][..., :3, :3].clone()
-    elif how == "squeeze-and-excitation":
-        state["layer1.0.se.fc1.weight"] = torch.ones(2, 2, 1, 1)
-    elif how == "average pooling in the shortcut":
-        state["layer2.0.downsample.1.weight"] = state.pop("layer2.0.downsample.0.weight")
-    elif how == "anti-aliased":
-        state["layer2.0.conv2.1.filt"] = torch.ones(2, 1, 3, 3)
-    elif how == "without running statistics":
-        state = {name: value for name, value in state.items() if "running" not in name}
-    return state
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        *("deep stem", "3x3 stem", "squeeze-and-excitation", "average pooling in the shortcut"),
-        *("anti-aliased", "without running statistics"),
-    ],
-)
-def test_what_detectron2_cannot_represent(tmp_path: Path, how: str) -> None:
-    file = write(refused(how), tmp_path / "x.pth")
-    with pytest.raises(InputError, match=f"cannot become a Detectron2 ResNet: .*{how}"):
-        convert_file(file, tmp_path / "x.pkl")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
-
-
-def test_blurred_pooling_shows_in_the_name_only(tmp_path: Path) -> None:
-    content = {"arch": "resnetblur50", "state_dict": backbone(1)}
-    with pytest.raises(InputError, match="resnetblur50 pools with a blur"):
-        read_source(write(content, tmp_path / "x.pth"))
-
-
-def test_yaml_beside(tmp_path: Path) -> None:
-    file = write(moco(backbone(1), backbone(2)), tmp_path / "moco.pth")
-    convert_file(file, tmp_path / "moco.pkl")
-    recipe = read_recipe(tmp_path / "moco.yaml")
-    assert recipe["MODEL"]["WEIGHTS"] == str(tmp_path / "moco.pkl")
-    assert recipe["MODEL"]["BACKBONE"]["FREEZE_AT"] == 0
-    assert recipe["MODEL"]["RESNETS"]["NORM"] == recipe["MODEL"]["FPN"]["NORM"] == "SyncBN"
-    assert recipe["TEST"]["PRECISE_BN"]["ENABLED"] is True
-    assert recipe["INPUT"]["FORMAT"] == "RGB"
-    assert recipe["MODEL"]["RESNETS"]["STRIDE_IN_1X1"] is False
-    convert_file(file, tmp_path / "moco.pkl")  # its own file may be replaced, another's not
-    (tmp_path / "moco.yaml").write_text("SOLVER: {BASE_LR: 0.1}\n")
-    (tmp_path / "moco.pkl").unlink()
-    with pytest.raises(InputError, match=r"moco\.yaml would be overwritten"):
-        convert_file(file, tmp_path / "moco.pkl")
-    assert not (tmp_path / "moco.pkl").exists()
-
-
-def test_yaml_of_folded_bn_freezes_it(tmp_path: Path) -> None:
-    convert_file(write(caffe2(resnext(1), True), tmp_path / "r.pkl"), tmp_path / "out.pkl")
-    recipe = read_recipe(tmp_path / "out.yaml")
-    assert recipe["MODEL"]["RESNETS"]["NORM"] == "FrozenBN"
-    assert "BACKBONE" not in recipe["MODEL"]
-    assert recipe["INPUT"]["FORMAT"] == "BGR"
-
-
-@pytest.mark.detectron2
-@pytest.mark.parametrize("folded", [None, False, True])
-def test_detectron2_reads_the_yaml(tmp_path: Path, folded: bool | None) -> None:
-    """As a plain program of Detectron2 does, with its own backbone and checkpointer."""
-    from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_backbone
-
-    content = moco(resnext(2, 32), resnext(2, 32)) if folded is None else caffe2(resnext(2), folded)
-    file = write(content, tmp_path / ("x.pth" if folded is None else "x.pkl"))
-    convert_file(file, tmp_path / "out.pkl")
-    (tmp_path / "recipe.yaml").write_text("_BASE_: out.yaml\nSOLVER: {BASE_LR: 0.5}\n")
-    cfg = get_cfg()
-    cfg.merge_from_file(str(tmp_path / "recipe.yaml"))
-    assert cfg.MODEL.RESNETS.NUM_GROUPS == 2
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res5"]
-    if folded is not True:
-        cfg.MODEL.RESNETS.NORM = "BN"  # SyncBN needs a process group
-    model = build_backbone(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    loaded = model.state_dict()
-    for name, value in convert(file).backbone.arrays.items():
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(loaded[name], torch.from_numpy(value)), name

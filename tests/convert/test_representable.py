@@ -1,0 +1,105 @@
+"""Networks that Detectron2 has not are refused; foreign objects run nothing; official bytes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from layouts import head, moco
+from networks import State, backbone, write
+
+from convert.foreign import Record
+from convert.reading import read_checkpoint
+from convert.source import read_source
+from convert.to_detectron2 import convert, convert_file
+from runtime.errors import InputError
+
+
+@pytest.mark.parametrize("tool", ["moco", "detectron2"])
+def test_same_bytes_as_the_official_program(tmp_path: Path, tool: str) -> None:
+    """Detectron2's and MoCo's own converters, run as programs on the same checkpoint."""
+    script = {
+        "moco": "moco/detection/convert-pretrain-to-detectron2.py",
+        "detectron2": "detectron2/tools/convert-torchvision-to-d2.py",
+    }[tool]
+    program = Path(os.environ.get("REFERENCE_CODE", ROOT.parent / "ref")) / script
+    if not program.is_file():
+        pytest.skip(f"no {program}: name the folder of both checkouts in REFERENCE_CODE")
+    state = moco(backbone(1), backbone(2)) if tool == "moco" else backbone(1) | head("fc")
+    file = write(state, tmp_path / "in.pth")
+    command = [sys.executable, str(program), str(file), str(tmp_path / "official.pkl")]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    official = pickle.loads((tmp_path / "official.pkl").read_bytes())["model"]
+    arrays = convert(file).backbone.arrays
+    left = {name for name in official if name not in arrays}
+    assert left == {"stem.fc.weight", "stem.fc.bias"}
+    for name, array in arrays.items():
+        assert (array.dtype, array.shape) == (official[name].dtype, official[name].shape)
+        assert array.tobytes() == official[name].tobytes(), name
+
+
+def test_foreign_objects_are_records_that_run_nothing(tmp_path: Path) -> None:
+    """Trainers' objects are read as records; a name of another package is still refused."""
+
+    class Calls:
+        def __init__(self, function: Any, *args: Any) -> None:
+            self.call = (function, args)
+
+        def __reduce__(self) -> tuple:
+            return self.call
+
+    mark = tmp_path / "ran"
+    torch.save({"a": Calls(np.save, str(mark), np.ones(2))}, tmp_path / "numpy.pth")
+    content = read_checkpoint(tmp_path / "numpy.pth")
+    assert isinstance(content["a"], Record)
+    torch.save({"a": Calls(os.mkdir, str(mark))}, tmp_path / "os.pth")
+    torch.save({"a": Calls(Path, "x")}, tmp_path / "path.pth")
+    for name in ("os", "path"):
+        with pytest.raises(InputError, match="cannot be read safely"):
+            read_checkpoint(tmp_path / f"{name}.pth")
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pth"] * 3
+
+
+def refused(how: str) -> State:
+    state = dict(backbone(1))
+    if how == "deep stem":
+        state["conv1.0.weight"] = state.pop("conv1.weight")[..., :3, :3]
+    elif how == "3x3 stem":
+        state["conv1.weight"] = state["conv1.weight"][..., :3, :3].clone()
+    elif how == "squeeze-and-excitation":
+        state["layer1.0.se.fc1.weight"] = torch.ones(2, 2, 1, 1)
+    elif how == "average pooling in the shortcut":
+        state["layer2.0.downsample.1.weight"] = state.pop("layer2.0.downsample.0.weight")
+    elif how == "anti-aliased":
+        state["layer2.0.conv2.1.filt"] = torch.ones(2, 1, 3, 3)
+    elif how == "without running statistics":
+        state = {name: value for name, value in state.items() if "running" not in name}
+    return state
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("deep stem", "3x3 stem", "squeeze-and-excitation", "average pooling in the shortcut"),
+        *("anti-aliased", "without running statistics"),
+    ],
+)
+def test_what_detectron2_cannot_represent(tmp_path: Path, how: str) -> None:
+    file = write(refused(how), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=f"cannot become a Detectron2 ResNet: .*{how}"):
+        convert_file(file, tmp_path / "x.pkl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
+
+
+def test_blurred_pooling_shows_in_the_name_only(tmp_path: Path) -> None:
+    content = {"arch": "resnetblur50", "state_dict": backbone(1)}
+    with pytest.raises(InputError, match="resnetblur50 pools with a blur"):
+        read_source(write(content, tmp_path / "x.pth"))
