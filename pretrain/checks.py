@@ -17,8 +17,10 @@ from fvcore.common.config import CfgNode
 from pretrain.bn_groups import RUNNING_STATS
 from pretrain.dictionaries import DICTIONARIES
 from pretrain.images import ImageSource
+from pretrain.precision import has_bfloat16
 from pretrain.schedule import total_steps
 from runtime.config import leaves, short
+from runtime.device import run_device
 from runtime.errors import InputError
 
 
@@ -107,6 +109,8 @@ RULES: dict[str, Rule] = {
     "SOLVER.WEIGHT_DECAY": _at_least(0),
     "SOLVER.EPOCHS": _at_least(1),
     "SOLVER.MAX_STEPS": _at_least(0),
+    "SOLVER.AMP": Rule("be bf16, or empty for float32", lambda value: value in ("", "bf16")),
+    "SOLVER.COMPILE": _ANY,
     "MONITOR.PERIOD": _at_least(1),
     "MONITOR.KNN_DATA": _ANY,
     "MONITOR.RETRIEVAL_DATA": _ANY,
@@ -194,6 +198,8 @@ def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
     steps = total_steps(solver, steps_per_epoch)
     if steps < 2 * solver.WARMUP_STEPS:
         yield f"SOLVER.WARMUP_STEPS {solver.WARMUP_STEPS} are most of the run's {steps} steps"
+    if solver.AMP and not has_bfloat16(run_device(cfg.DEVICE)):
+        yield "SOLVER.AMP bf16 where the processor has no bfloat16: right, but many times slower"
     key = "MAX_STEPS" if solver.MAX_STEPS else "EPOCHS"
     late = [milestone for milestone in solver.MILESTONES if milestone >= solver[key]]
     if solver.SCHEDULE == "multistep" and late:

@@ -18,7 +18,7 @@ from runtime.config import merge
 NOT_PART_OF_THE_RECIPE = (
     *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
     *("DATA.ROOT", "DATA.NUM_WORKERS", "DATA.MAX_UNREADABLE"),
-    "SOLVER.ACCUMULATE",
+    *("SOLVER.ACCUMULATE", "SOLVER.COMPILE"),
     *("CHECKPOINT_PERIOD", "CHECKPOINT_STEPS", "CHECKPOINT_KEEP", "CHECKPOINT_KEEP_PERIOD"),
     *("MONITOR.PERIOD", "MONITOR.KNN_DATA", "MONITOR.RETRIEVAL_DATA"),
 )
@@ -74,6 +74,8 @@ def default_cfg() -> CfgNode:
                 # Above 0: the run's length, instead of EPOCHS; MILESTONES and DECAY_PERIOD are
                 # steps, and the rate changes with every step.
                 "MAX_STEPS": 0,
+                "AMP": "",  # bf16: the encoders in mixed precision
+                "COMPILE": False,  # torch.compile of the encoders: minutes at the start
             },
             "MONITOR": {  # measured beside the training, which it does not change
                 "PERIOD": 1,  # epochs between measurements

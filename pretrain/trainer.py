@@ -26,6 +26,7 @@ from pretrain.initial_weights import load_initial_weights
 from pretrain.methods import Method, SupervisedMethod
 from pretrain.monitor import Monitor
 from pretrain.pictures import save_views
+from pretrain.precision import set_computation
 from pretrain.saving import FINAL, Saver
 from pretrain.sources import open_source
 from pretrain.step import Step
@@ -108,6 +109,7 @@ class _Run:
         if self.device.type == "cpu":
             keep_freed_memory()
         method.model.to(self.device).to(memory_format=torch.channels_last)
+        set_computation(method.model, cfg.SOLVER.AMP, cfg.SOLVER.COMPILE)
         method.model.train()
         self.optimizer = torch.optim.SGD(
             [(name, p) for name, p in method.model.named_parameters() if p.requires_grad],
