@@ -79,7 +79,7 @@ def write_backbone(
         pickle.dump(content, stream, protocol=4)
         if check is not None:
             stream.seek(0)
-            check(parse(safe_pickle.load(stream.read(), str(path)), path))
+            check(parse(safe_pickle.load(stream, str(path)), path))
 
 
 def check_name(path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 from collections import OrderedDict
@@ -32,9 +33,13 @@ VALUES = {
 }
 
 
+def load(data: bytes) -> object:
+    return safe_pickle.load(io.BytesIO(data), "x")
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_honest_pickles(protocol: int) -> None:
-    loaded = safe_pickle.load(pickle.dumps(VALUES, protocol), "x")
+    loaded = load(pickle.dumps(VALUES, protocol))
     assert loaded["list"] == VALUES["list"]
     assert loaded["scalar"] == 1.5
     for name, array in VALUES["model"].items():
@@ -94,10 +99,10 @@ def crafted(tmp: Path) -> dict[str, bytes]:
 def test_crafted_pickles_are_refused(name: str, tmp_path: Path) -> None:
     data = crafted(tmp_path)[name]
     if name == "2 GB memo":  # honest content: it must only not allocate what it names
-        assert safe_pickle.load(data, "x") == []
+        assert load(data) == []
         return
     with pytest.raises(InputError, match="x is not a"):
-        safe_pickle.load(data, "x")
+        load(data)
     assert not (tmp_path / "ran").exists()
 
 
@@ -108,4 +113,4 @@ def test_mutants_never_raise_anything_else(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(InputError):
-        safe_pickle.load(bytes(content), "x")
+        load(bytes(content))
