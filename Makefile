@@ -1,10 +1,10 @@
-# make demo | test | detectron2 | test-detectron2 | lint
+# make demo | test | detectron2 | test-detectron2 | faults | lint
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= output/demo
 
-.PHONY: demo test test-detectron2 detectron2 lint clean
+.PHONY: demo test test-detectron2 detectron2 faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py $(DEMO)
@@ -18,6 +18,10 @@ test: $(VENV)/.installed
 test-detectron2: $(VENV)/.installed
 	$(BIN)/python -c "import detectron2" || (echo "Detectron2 does not import: make detectron2"; exit 2)
 	PARITY_PAGE=docs/parity.md $(BIN)/python -m pytest -m "detectron2 or official"
+
+# Untrusted files in full: 168 crafted ones, 20,000 mutants of pickles and 10,000 of torch files.
+faults: $(VENV)/.installed
+	HOSTILE_MUTANTS=20000 $(BIN)/python -m pytest -s tests/convert/test_hostile.py
 
 # From its public repository, or from a checkout: make detectron2 DETECTRON2_SRC=DIR
 detectron2: $(VENV)/.installed

@@ -57,7 +57,8 @@ def _check_header(file: Path) -> None:
         data = file.stat().st_size - 8 - length
         if length > MAX_HEADER or data < 0:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(stream.read(length), object_pairs_hook=_unique)
+        text = stream.read(length).decode("utf-8")  # json itself would guess UTF-16 and -32, too
+    header = json.loads(text, object_pairs_hook=_unique)
     if not isinstance(header, dict):
         raise ValueError("a header that is no table")
     end = 0
