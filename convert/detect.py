@@ -109,7 +109,7 @@ def backbone_state(
 
     Arrays of a ``.pkl`` become tensors, BN of split batches one BN, and BN that was folded into a
     scale and a shift gets the statistics that change nothing. Raises InputError where an entry of
-    the backbone is no tensor.
+    the backbone is no tensor, or two are for one place.
     """
     out = {}
     tensors, names = _entries(content, known.format.branches[known.branch])
@@ -120,6 +120,8 @@ def backbone_state(
         value = tensors[name]
         if not isinstance(value, TENSORS):
             raise InputError(f"{source}: {name} is a {type(value).__name__}, not a tensor")
+        if new in out:
+            raise InputError(f"{source} has two tensors for {new}, one is {name}: which is meant?")
         out[new] = torch.as_tensor(value)
     if known.format.naming is naming.caffe2 and any(name.endswith("_bn_s") for name in names):
         out = unfold(out)
@@ -154,7 +156,7 @@ def _entries(content: Any, place: str) -> tuple[Mapping[str, Any], dict[str, str
     """The state dict at ``place``, and its names with the prefix, each with what follows it."""
     *path, prefix = place.split("/")
     node = _node(content, path)
-    names = [str(name) for name in node]
+    names = [name for name in node if isinstance(name, str)]
     wrapped = ""
     while names and (
         more := next((w for w in WRAPPERS if all(n.startswith(wrapped + w) for n in names)), "")

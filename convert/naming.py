@@ -69,9 +69,12 @@ def detector(name: str) -> str | None:
 
 
 def caffe2(name: str) -> str | None:
-    """Blobs of Caffe2's Detectron (``detectron2/checkpoint/c2_model_loading.py``)."""
+    """Blobs of Caffe2's Detectron (``detectron2/checkpoint/c2_model_loading.py``).
+
+    ``conv1_b`` of MSRA's ResNet-50 is left out, as Detectron2 leaves it out.
+    """
     found = _BLOBS.fullmatch(name)
-    if found is None or found[5].endswith("_momentum"):
+    if found is None or found[5].endswith("_momentum") or name == "conv1_b":
         return None
     _, stage, block, branch, tensor = found.groups()
     where = f"layer{int(stage) - 1}.{block}." if stage else ""

@@ -59,6 +59,7 @@ def caffe2(state: State, folded: bool = False) -> dict[str, np.ndarray]:
     if folded:
         tensors = {"weight": "bn_s", "bias": "bn_b"}
     out = {"fc1000_w": np.ones((4, 3), np.float32), "conv1_w_momentum": np.ones(3, np.float32)}
+    out["conv1_b"] = np.zeros(8, np.float32)  # Detectron2 has no place for it
     for name, value in state.items():
         *where, layer, tensor = re.sub(r"downsample\.(\d)", r"downsample\1", name).split(".")
         block = "" if not where else f"res{int(where[0][-1]) + 1}_{where[1]}_branch"

@@ -94,6 +94,7 @@ def test_caffe2(tmp_path: Path, folded: bool, groups: int, conventions: dict) ->
     state = resnext(groups)
     source = read_source(write(caffe2(state, folded), tmp_path / "R-50.pkl"))
     assert source.format.name == "Caffe2"
+    assert set(source.head) == {"fc1000_w", "conv1_w_momentum", "conv1_b"}
     for name, value in state.items():
         if name.endswith("num_batches_tracked"):
             assert name not in source.backbone
@@ -181,6 +182,12 @@ def test_openmmlab_says_it_in_its_configuration(
     assert bool(said.assumed) == (mean is None)
     if std is not None:
         assert said.pixel_std == std
+
+
+def test_two_tensors_for_one_place(tmp_path: Path) -> None:
+    content = caffe2(resnext(1)) | {"res2_0_branch2a_bn_s": np.ones(8, np.float32), 7: "odd"}
+    with pytest.raises(InputError, match=r"two tensors for layer1\.0\.bn1\.weight"):
+        read_source(write(content, tmp_path / "x.pkl"))
 
 
 def test_branch_that_the_file_has_not(tmp_path: Path) -> None:
