@@ -43,6 +43,7 @@ CALLS = frozenset(
         *("torch.device", "builtins.set", "__builtin__.set", "builtins.getattr"),
     )
 )
+MODULES = "torch.nn.modules."  # layers saved whole: torch.load refuses them or they become records
 
 
 def check_torch_file(file: Path) -> None:
@@ -131,7 +132,8 @@ class _Structure(Recorder):
         return Symbol(f"{module}.{name}", self._call)
 
     def _call(self, call: Call) -> Any:
-        if call.name.startswith(("torch.", "builtins.", "__builtin__.")) and call.name not in CALLS:
+        known = call.name in CALLS or call.name.startswith(MODULES)
+        if call.name.startswith(("torch.", "builtins.", "__builtin__.")) and not known:
             raise RefusedError(f"calls {call.name}, which makes no plain tensor")
         if call.name == "torch._utils._rebuild_tensor_v2":
             self._tensor(*call.args[:4])

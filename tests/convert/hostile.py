@@ -375,7 +375,7 @@ def torch_structures() -> Files:
         "meta": torch.empty(2**40, device="meta"),
         "quantised tensor": _quantised(),
         "complex tensor": torch.ones(3, dtype=torch.complex64),
-        "module": torch.nn.Conv2d(3, 4, 3),
+        "optimiser": torch.optim.SGD([torch.ones(1)], 0.1),
         "function": torch.relu,
     }
     files |= {name: saved({"x": value}) for name, value in calls.items()}
