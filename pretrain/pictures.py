@@ -24,7 +24,7 @@ def save_views(dataset: ViewDataset, path: Path) -> None:
     size = dataset.recipe.crop_size
     header = ["image"]
     for epoch in range(VIEW_EPOCHS):
-        header += ["", *(f"epoch {epoch}, view {v + 1}" for v in range(dataset.view_count))]
+        header += ["", f"epoch {epoch}", *[""] * (dataset.view_count - 1)]
     rows = []
     for index in range(min(VIEW_ROWS, len(dataset.source.files))):
         row: list[Image.Image | None] = []

@@ -19,10 +19,6 @@ from runtime.distributed import all_gather
 
 log = logging.getLogger("moco")
 
-# A verdict rests on as many queries, from as many logged steps as that takes: of 95 % of them the
-# standard error is 1.4 points, while of a batch of 8 it would be 8 points.
-QUERIES = 256
-
 
 class Signals:
     """Listens to a run's steps. Made and called on every rank."""
@@ -31,8 +27,7 @@ class Signals:
         self.method, self.contrast = method, contrast
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._warned = False
-        batch = contrast.batch_size if contrast else QUERIES
-        self._recent: deque[Mapping[str, float]] = deque(maxlen=max(QUERIES // batch, 1))
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=contrast.steps if contrast else 1)
 
     def listen(self, on: bool) -> None:
         """Before a step: forget the last one; keep the queries and keys of this one if ``on``."""
