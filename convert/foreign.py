@@ -38,8 +38,10 @@ def records(file: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], s
     if not zipfile.is_zipfile(file):
         return []
     names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
-    return [
-        (type("Record", (Record,), {}), name)
-        for name in names
-        if name in NAMES or name.startswith(tuple(f"{package}." for package in PACKAGES))
-    ]
+    return [(type("Record", (Record,), {}), name) for name in names if is_foreign(name)]
+
+
+def is_foreign(name: str) -> bool:
+    """Whether ``module.name`` is read as a record."""
+    name = name.replace("__builtin__.", "builtins.", 1)  # Python 2's word, which protocol 2 keeps
+    return name in NAMES or name.startswith(tuple(f"{package}." for package in PACKAGES))

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import torch
 
+from convert.foreign import is_foreign
 from convert.recorder import Bounded, Call, Recorder, RefusedError, Symbol, shown
 from runtime.errors import InputError
 
@@ -43,7 +44,6 @@ CALLS = frozenset(
         *("torch.device", "builtins.set", "__builtin__.set", "builtins.getattr"),
     )
 )
-MODULES = "torch.nn.modules."  # layers saved whole: torch.load refuses them or they become records
 
 
 def check_torch_file(file: Path) -> None:
@@ -132,7 +132,7 @@ class _Structure(Recorder):
         return Symbol(f"{module}.{name}", self._call)
 
     def _call(self, call: Call) -> Any:
-        known = call.name in CALLS or call.name.startswith(MODULES)
+        known = call.name in CALLS or is_foreign(call.name)
         if call.name.startswith(("torch.", "builtins.", "__builtin__.")) and not known:
             raise RefusedError(f"calls {call.name}, which makes no plain tensor")
         if call.name == "torch._utils._rebuild_tensor_v2":

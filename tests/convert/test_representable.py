@@ -60,12 +60,15 @@ def test_foreign_objects_are_records_that_run_nothing(tmp_path: Path) -> None:
     torch.save({"a": Calls(np.save, str(mark), np.ones(2))}, tmp_path / "numpy.pth")
     content = read_checkpoint(tmp_path / "numpy.pth")
     assert isinstance(content["a"], Record)
+    meters = [Calls(getattr, 1, "real"), torch.nn.Conv2d(1, 1, 1)]  # mmengine, lightly-train
+    torch.save({"a": meters}, tmp_path / "objects.pth")
+    assert all(isinstance(a, Record) for a in read_checkpoint(tmp_path / "objects.pth")["a"])
     torch.save({"a": Calls(os.mkdir, str(mark))}, tmp_path / "os.pth")
     torch.save({"a": Calls(Path, "x")}, tmp_path / "path.pth")
     for name in ("os", "path"):
         with pytest.raises(InputError, match="cannot be read safely"):
             read_checkpoint(tmp_path / f"{name}.pth")
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pth"] * 3
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pth"] * 4
 
 
 def refused(how: str) -> State:
