@@ -48,6 +48,14 @@ def test_two_processes_in_parts(one_process: dict[str, Any]) -> None:
     assert_same(run_processes(train, 2, cfg, STEPS, torch.float64)[0], one_process)
 
 
+def test_resnet18() -> None:
+    """At full width; two steps, for they take seconds."""
+    recipe = (*RECIPE, "MODEL.ARCH", "resnet18")
+    one = train(tiny_cfg(*recipe), 2, torch.float64)
+    cfg = tiny_cfg(*recipe, "SOLVER.ACCUMULATE", 2)
+    assert_same(run_processes(train, 2, cfg, 2, torch.float64)[0], one)
+
+
 def test_the_group_size_is_part_of_the_recipe(one_process: dict[str, Any]) -> None:
     """The comparison sees BN: other groups give other losses."""
     other = train(tiny_cfg(*RECIPE, "MODEL.BN_GROUP_SIZE", 8), 3, torch.float64)
