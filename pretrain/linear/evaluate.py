@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from convert.reading import read_checkpoint
 from pretrain import schedule
 from pretrain.checks import check_values
 from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
@@ -29,7 +30,7 @@ from pretrain.linear.network import (
     without_classifier,
 )
 from pretrain.sources import open_source
-from runtime import rundir
+from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import loader_workers, run_device
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
@@ -113,14 +114,18 @@ class _Run:
         self.start = self._resume() if resume else 0
 
     def _resume(self) -> int:
-        last = rundir.last_checkpoint(self.output)
-        if last is None:
+        newest = checkpoints.newest(self.output, read_checkpoint)
+        if newest is None:
             log.info("--resume: no checkpoint in %s yet, starting at step 0", self.output)
             return 0
-        step, self.found = state.resume(last, self.cfg, self.model, self.optimizer, self.identity)
+        step, self.found = state.restore(
+            *newest, self.cfg, self.model, self.optimizer, self.identity
+        )
         if step >= self.total_steps and (self.output / RESULTS).exists():
-            raise InputError(f"the run in {str(self.output)!r} has already finished: {last.name}")
-        log.info("resuming from %s at step %d of %d", last, step, self.total_steps)
+            raise InputError(
+                f"the run in {str(self.output)!r} has already finished: {newest[0].name}"
+            )
+        log.info("resuming from %s at step %d of %d", newest[0], step, self.total_steps)
         return step
 
     def run(self) -> Path:
@@ -151,16 +156,9 @@ class _Run:
         branch = f", {conventions.branch}" if conventions.branch else ""
         log.info(
             "%s: %s (%s%s), %s; %d training and %d test images of %d classes; %d steps of %d",
-            self.cfg.MODE,
-            self.cfg.WEIGHTS,
-            conventions.source_format,
-            branch,
-            self.network.architecture.name,
-            len(self.train.files),
-            len(self.test.files),
-            len(self.train.classes()),
-            self.total_steps,
-            self.cfg.SOLVER.BATCH_SIZE,
+            *(self.cfg.MODE, self.cfg.WEIGHTS, conventions.source_format, branch),
+            *(self.network.architecture.name, len(self.train.files), len(self.test.files)),
+            *(len(self.train.classes()), self.total_steps, self.cfg.SOLVER.BATCH_SIZE),
         )
         if missing := set(range(len(self.train.classes()))) - set(self.test_labels.tolist()):
             log.warning("%d classes of DATA.TRAIN have no test image", len(missing))

@@ -6,19 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.optim import Optimizer
 
 from pretrain.linear.config import NOT_PART_OF_THE_RECIPE
+from runtime import checkpoints
 from runtime.config import dump, leaves
 from runtime.errors import InputError
-from runtime.files import atomic_write
-from runtime.rundir import set_last_checkpoint
 from runtime.versions import versions
 
-CHECKPOINT = "checkpoint.pth"
+KEPT = 2  # checkpoints
 PREFIX = "module."  # official checkpoints are saved from inside DistributedDataParallel
 
 
@@ -54,7 +52,7 @@ def save(
     where: dict[str, Any],
     found: Found,
 ) -> None:
-    """Replace the run's checkpoint atomically.
+    """Write a checkpoint atomically, with its SHA-256; keep the last two.
 
     ``where``: ``epoch`` and ``step`` that are done, ``arch``, and ``identity``, the hashes of
     weights and images.
@@ -69,26 +67,29 @@ def save(
         "found": found.to_dict(),
         "versions": versions(),
     }
-    with atomic_write(folder / CHECKPOINT) as stream:
-        torch.save(content, stream)
-    set_last_checkpoint(folder / CHECKPOINT)
+    path = folder / f"checkpoint_{where['step']:07d}.pth"
+    checkpoints.write(path, content, lambda names: names[:-KEPT])
 
 
-def resume(
-    path: Path, cfg: CfgNode, model: nn.Module, optimizer: Optimizer, identity: dict[str, str]
+def restore(
+    path: Path,
+    content: Any,
+    cfg: CfgNode,
+    model: nn.Module,
+    optimizer: Optimizer,
+    identity: dict[str, str],
 ) -> tuple[int, Found]:
-    """Load a checkpoint of this very run; return its steps and what it has found.
+    """Take over the state of this very run; return its steps and what it has found.
 
-    Raises InputError where it cannot be read safely, or belongs to another recipe, other weights
-    or other images.
+    Raises InputError where it is none, or belongs to another recipe, other weights or other images.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
         saved = dict(leaves(CfgNode.load_cfg(content["config"])))
-        step, before = int(content["step"]), content["identity"]
+        step, before = int(content["step"]), dict(content["identity"])
         found = Found(**content["found"])
-    except Exception as error:
-        raise InputError(f"cannot resume from {str(path)!r}: {error}") from error
+        tensors = {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{str(path)!r} is no checkpoint to resume from: {error!r}") from error
     for key, value in leaves(cfg):
         if key not in NOT_PART_OF_THE_RECIPE and saved.get(key) != value:
             raise InputError(
@@ -97,11 +98,8 @@ def resume(
             )
     for what, sha in identity.items():
         if before.get(what) != sha:
-            raise InputError(
-                f"the {what} are not those that {str(path)!r} was begun with"
-                if what == "weights"
-                else f"the {what} images are not those that {str(path)!r} was begun with"
-            )
-    model.load_state_dict({n.removeprefix(PREFIX): v for n, v in content["state_dict"].items()})
+            name = what if what == "weights" else f"{what} images"
+            raise InputError(f"the {name} are not those that {str(path)!r} was begun with")
+    model.load_state_dict(tensors)
     optimizer.load_state_dict(content["optimizer"])
     return step, found

@@ -87,7 +87,8 @@ def run(
 
 
 def saved(output: Path) -> dict:
-    return torch.load(output / "checkpoint.pth", weights_only=True)
+    name = (output / "last_checkpoint").read_text()
+    return torch.load(output / name, weights_only=True)
 
 
 def by_hand(folders: tuple[Path, Path], checkpoint: Path) -> tuple[torch.Tensor, float]:
@@ -242,6 +243,8 @@ def test_stopped_and_resumed_equals_unbroken(
     first, second = saved(tmp_path / "whole"), saved(tmp_path / "broken")
     for name, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][name]), name
+    kept = sorted(path.name for path in (tmp_path / "broken").glob("checkpoint_*.pth"))
+    assert kept == ["checkpoint_0000004.pth", "checkpoint_0000006.pth"]
     with pytest.raises(InputError, match="already finished"):
         run(folders, checkpoint, tmp_path / "broken", config=config, resume=True)
 
