@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from torchvision.models.resnet import ResNet
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from convert.architecture import Architecture, identify
 from convert.conventions import IMAGENET_RGB, Conventions
@@ -104,11 +104,21 @@ def _from_checkpoint(cfg: CfgNode) -> Network:
             f"MODEL.ARCH is {cfg.MODEL.ARCH!r}, but {cfg.WEIGHTS!r} holds a {found.name}: leave "
             "MODEL.ARCH out"
         )
-    if source.conventions.stride_in_1x1:
-        raise InputError(f"{cfg.WEIGHTS!r} has its strides in the 1x1 convolutions: not supported")
+    if found.groups != 1 or source.conventions.frozen_bn:
+        what = "folded BN" if source.conventions.frozen_bn else "grouped convolutions"
+        raise InputError(f"{cfg.WEIGHTS!r} has {what}, which the encoders here do not have")
     model = build_encoder(found.name, 1)
     load_backbone(model, source.backbone, cfg.WEIGHTS)
+    if source.conventions.stride_in_1x1:
+        stride_in_first_convolution_(model)
     return Network(model, found, source.conventions, source.seen)
+
+
+def stride_in_first_convolution_(model: nn.Module) -> None:
+    """Move the strides of bottlenecks from the 3x3 to the first 1x1 convolution, as MSRA has it."""
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from convert.conventions import Conventions
 from convert.seen_images import SeenImages
 from pretrain.checks import check_values
 from pretrain.data import EpochBatches
+from pretrain.encoder import build_encoder
 from pretrain.images import ImageFolder
 from pretrain.knn import knn_accuracy
 from pretrain.linear import evaluate as module
@@ -189,6 +190,26 @@ def test_pixels_follow_the_conventions(checkpoint: Path) -> None:
     images = torch.tensor([[[[11]], [[22]], [[33]]]], dtype=torch.uint8)
     found = type(network)(network.model, network.architecture, bgr).prepare(images)
     assert found.flatten().tolist() == [32.0, 10.0, 2.0]
+
+
+def test_weights_of_caffe_get_bgr_pixels_and_their_strides(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = build_encoder("resnet50w0.125x", 3).state_dict()
+    trained = {n: v + 1 if v.dim() < 2 else v for n, v in state.items() if "fc." not in n}
+    content = {
+        "meta": {"cfg": "model = dict(backbone=dict(style='caffe', type='ResNet'))"},
+        "state_dict": {f"backbone.{name}": value for name, value in trained.items()},
+    }
+    torch.save(content, tmp_path / "caffe.pth")
+    network = build_network(load_cfg(str(CONFIG), str(tmp_path / "caffe.pth"), []), 3)
+    pixels = network.prepare(torch.full((1, 3, 1, 1), 200, dtype=torch.uint8)).flatten()
+    torch.testing.assert_close(pixels, torch.tensor([200 - 103.53, 200 - 116.28, 200 - 123.675]))
+    for layer, stride in (("layer1", (1, 1)), ("layer2", (2, 2)), ("layer4", (2, 2))):
+        block = getattr(network.model, layer)[0]
+        assert (block.conv1.stride, block.conv2.stride) == (stride, (1, 1))
+        assert block.downsample[0].stride == stride
+    assert network.model.layer2[1].conv1.stride == (1, 1)
+    assert network.model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
 def test_shipped_recipes_are_the_papers() -> None:
