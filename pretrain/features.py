@@ -72,7 +72,7 @@ def embed(
         batch_size,
         sampler=mine,
         num_workers=workers,
-        collate_fn=_stack,
+        collate_fn=stack,
         generator=torch.Generator().manual_seed(0),  # keeps torch's global generator untouched
     )
     device, out = next(encoder.parameters()).device, []
@@ -88,7 +88,8 @@ def embed(
     return all_gather(torch.cat(out))[:count].cpu()
 
 
-def _stack(items: list[torch.Tensor | InputError]) -> torch.Tensor | InputError:
+def stack(items: list[torch.Tensor | InputError]) -> torch.Tensor | InputError:
+    """Items of :class:`CentreCrops` as a batch; the first InputError among them instead, if any."""
     tensors: list[torch.Tensor] = []
     for item in items:
         if isinstance(item, InputError):

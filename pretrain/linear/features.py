@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import functional as TF
+from torch.utils.data import DataLoader, Sampler
 
+from pretrain.features import CentreCrops, stack
 from pretrain.images import ImageSource
 from pretrain.knn import knn_accuracy
 from runtime.distributed import all_gather, is_main, rank, world_size
@@ -17,26 +17,6 @@ from runtime.stopping import leave_to_main
 
 BATCH = 64  # images a process handles at once; decides speed only
 KNN_ROWS = 1024  # test images compared at once: 1,024 x 1.28 M similarities are 5 GB
-
-
-class CentreCrops(Dataset):
-    """``dataset[index]``: the test view of an image, 3 x S x S uint8 RGB.
-
-    Short side to S·8/7, central crop (256 and 224 for ImageNet). A damaged image is returned as
-    the InputError itself, as in :class:`pretrain.data.ViewDataset`.
-    """
-
-    def __init__(self, folder: ImageSource, size: int) -> None:
-        self.folder = folder
-        self.size = size
-
-    def __getitem__(self, index: int) -> torch.Tensor | InputError:
-        try:
-            image = self.folder.load(index)
-        except InputError as error:
-            return error
-        image = TF.resize(image, round(self.size * 8 / 7))
-        return TF.pil_to_tensor(TF.center_crop(image, [self.size, self.size]))
 
 
 class _InOrder(Sampler[list[int]]):
@@ -49,15 +29,6 @@ class _InOrder(Sampler[list[int]]):
         for start in range(0, self.count, BATCH * world_size()):
             first = start + BATCH * rank()
             yield [min(index, self.count - 1) for index in range(first, first + BATCH)]
-
-
-def _collate(images: list[torch.Tensor | InputError]) -> torch.Tensor | InputError:
-    good = []
-    for image in images:
-        if isinstance(image, InputError):
-            return image
-        good.append(image)
-    return torch.stack(good)
 
 
 @torch.no_grad()
@@ -77,7 +48,7 @@ def outputs(
     loader = DataLoader(
         CentreCrops(folder, size),
         batch_sampler=_InOrder(len(folder.files)),
-        collate_fn=_collate,
+        collate_fn=stack,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),
