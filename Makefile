@@ -19,8 +19,10 @@ test-detectron2: $(VENV)/.installed
 	$(BIN)/python -c "import detectron2" || (echo "Detectron2 does not import: make detectron2"; exit 2)
 	PARITY_PAGE=docs/parity.md $(BIN)/python -m pytest -m "detectron2 or official"
 
-# Untrusted files in full: 168 crafted ones, 20,000 mutants of pickles and 10,000 of torch files.
+# The kill matrix of pretraining in full, and untrusted files: 168 crafted ones, 20,000 mutants of
+# pickles and 10,000 of torch files.
 faults: $(VENV)/.installed
+	FAULTS_KILLS=100 $(BIN)/python -m pytest -v -n auto tests/runtime/test_checkpoints.py tests/pretrain/test_faults*.py
 	HOSTILE_MUTANTS=20000 $(BIN)/python -m pytest -s tests/convert/test_hostile.py
 
 # From its public repository, or from a checkout: make detectron2 DETECTRON2_SRC=DIR

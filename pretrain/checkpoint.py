@@ -105,6 +105,7 @@ def restore(
         )
     weights = {name.removeprefix(PREFIX): value for name, value in state["state_dict"].items()}
     try:
+        _check_weights(weights, model)
         model.load_state_dict(weights)
         _check_optimizer(state["optimizer"], optimizer)
         optimizer.load_state_dict(state["optimizer"])
@@ -139,6 +140,12 @@ def _check_entries(path: Path, state: Any) -> None:
             raise InputError(
                 f"{str(path)!r} is not a checkpoint to resume from: it has no entry {name!r}"
             )
+
+
+def _check_weights(saved: dict[str, Any], model: nn.Module) -> None:
+    """ValueError also for a missing ``num_batches_tracked``, which torch makes 0 without a word."""
+    for name in model.state_dict().keys() ^ saved.keys():
+        raise ValueError(f"{name} is {'too much' if name in saved else 'missing'}")
 
 
 def _check_optimizer(saved: dict[str, Any], optimizer: Optimizer) -> None:

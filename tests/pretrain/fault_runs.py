@@ -36,8 +36,9 @@ CHECKPOINT_STEPS 4 LOG_PERIOD 1 DATA.NUM_WORKERS 0 DEVICE cpu
 """.split()
 IMAGES = 48  # 6 steps an epoch
 STEPS = 24
+THOROUGH = "FAULTS_KILLS" in os.environ  # make faults
 TIMING = ("time", "data_wait", "eta_seconds")  # the fields of metrics.json that may differ
-PATIENCE = 60.0  # seconds until a process that should have ended is a failure
+PATIENCE = 600.0  # seconds until a process that should have ended is a failure
 Patch = Callable[[], AbstractContextManager[Any]]
 _numbers = itertools.count()
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -15,10 +16,19 @@ import disk_faults
 import numpy as np
 import pytest
 from conftest import write_images
-from fault_runs import IMAGES, STEPS, Job, continued_at, differences, kill, steps_done, wait
+from fault_runs import (
+    IMAGES,
+    STEPS,
+    THOROUGH,
+    Job,
+    continued_at,
+    differences,
+    kill,
+    steps_done,
+    wait,
+)
 
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
-THOROUGH = "FAULTS_KILLS" in os.environ
 CHAIN = 20 if THOROUGH else 2
 SAVE = "checkpoint_step0000016.pth"  # in the save of this one, an older one is deleted
 
@@ -45,11 +55,9 @@ def wait_for_step(processes: list[BaseProcess], output: Path, step: int) -> None
         time.sleep(0.02)
 
 
-def wait_for_instant(
-    processes: list[BaseProcess], output: Path, rng: np.random.Generator, first: int = 0
-) -> None:
+def wait_for_instant(processes: list[BaseProcess], output: Path, rng: np.random.Generator) -> None:
     """Until a random moment: in the start, in a step, in a save, behind the last step."""
-    wait_for_step(processes, output, int(rng.integers(first, STEPS + 1)))
+    wait_for_step(processes, output, int(rng.integers(STEPS + 1)))
     time.sleep(rng.uniform(0, 0.3))
 
 
@@ -58,19 +66,21 @@ def finish_and_compare(job: Job, whole: Path) -> None:
     assert differences(job.output, whole) == []
 
 
-def test_killed_at_random_instants(images: Path, whole: Path, tmp_path: Path) -> None:
-    rng, kills, run = np.random.default_rng(0), 0, 0
-    while kills < KILLS:
-        job, run = Job(images, tmp_path / f"run{run}"), run + 1
-        job.more = ("DATA.NUM_WORKERS", str(run % 2))
-        processes = job.start()
-        wait_for_instant(processes, job.output, rng)
-        hit = any(process.is_alive() for process in processes)
-        kill(processes)
-        kills += hit
-        if hit:
-            print(f"kill {kills} after {steps_done(job.output)} steps", flush=True)
-            finish_and_compare(job, whole)
+@pytest.mark.parametrize("first", range(0, KILLS, 5))
+def test_killed_at_random_instants(images: Path, whole: Path, tmp_path: Path, first: int) -> None:
+    rng = np.random.default_rng(first)
+    for number in range(first, min(first + 5, KILLS)):
+        job = Job(images, tmp_path / f"run{number}", more=("DATA.NUM_WORKERS", str(number % 2)))
+        while True:
+            processes = job.start()
+            wait_for_instant(processes, job.output, rng)
+            hit = any(process.is_alive() for process in processes)
+            kill(processes)
+            if hit:
+                break
+            shutil.rmtree(job.output)  # it had ended before
+        print(f"kill {number} after {steps_done(job.output)} steps", flush=True)
+        finish_and_compare(job, whole)
 
 
 def test_a_chain_of_kills_in_one_run(images: Path, whole: Path, tmp_path: Path) -> None:
