@@ -34,6 +34,8 @@ class MoCo(nn.Module):
         mlp: MoCo v2's two-layer head.
         bn_group_size: images that share BN statistics; None for all images of a process, as in the
             official code with one group a GPU.
+        running_stats: of BN groups, "mean" or "first" (:class:`GroupedBatchNorm2d`).
+        shuffle: whether keys are encoded in other BN groups than their queries.
         seed: of the key permutations.
     """
 

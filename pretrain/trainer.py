@@ -49,8 +49,8 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
     """Train the recipe ``cfg`` and return the path of the final checkpoint.
 
     Runs in every process of the process group, if there is one. ``notes`` on how the recipe came
-    about go to the log. Raises InputError before anything
-    is written where the recipe, the images or the folder do not fit.
+    about go to the log. Raises InputError before anything is written where the recipe, the images
+    or the folder do not fit.
     """
     check_values(cfg)
     folder = open_source(cfg.DATA.ROOT)

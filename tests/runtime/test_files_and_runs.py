@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import stat
 import subprocess
@@ -113,8 +114,13 @@ def test_metrics_are_rewound_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [0, 2])
-def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path: Path, second: int) -> None:
+def test_tensorboard_forgets_what_a_resumed_run_does_again(
+    tmp_path: Path, second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    # Files of one second and process are read in the order of this number as text: 9 after 10.
+    writer_module = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writer_module, "_global_uid", writer_module.AtomicCounter(0))
     for start, end in ((0, 4), (second, 3)):
         rewind_metrics(tmp_path, start)
         with MetricsWriter(tmp_path) as writer:
