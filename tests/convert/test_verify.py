@@ -150,6 +150,14 @@ def test_the_result_is_in_the_file(tmp_path: Path) -> None:
     assert max(verification["differences"].values()) <= 1e-5
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_weights_kept_in_channels_last_make_no_difference(tmp_path: Path, arch: str) -> None:
+    model = torchvision.models.resnet.__dict__[arch]()
+    model.load_state_dict(weights(arch))
+    torch.save(model.to(memory_format=torch.channels_last).state_dict(), tmp_path / "a.pth")
+    assert convert(tmp_path / "a.pth").verification.largest == 0
+
+
 def test_weights_that_compute_nothing_are_refused(tmp_path: Path) -> None:
     state = weights("resnet18")
     for name in state:
