@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= output/demo
+FAULTS_KILLS ?= 100
 
 .PHONY: demo test test-detectron2 detectron2 faults lint clean
 
@@ -22,7 +23,7 @@ test-detectron2: $(VENV)/.installed
 # The kill matrix of pretraining in full, and untrusted files: 168 crafted ones, 20,000 mutants of
 # pickles and 10,000 of torch files.
 faults: $(VENV)/.installed
-	FAULTS_KILLS=100 $(BIN)/python -m pytest -v -n auto tests/runtime/test_checkpoints.py tests/pretrain/test_faults*.py
+	FAULTS_KILLS=$(FAULTS_KILLS) $(BIN)/python -m pytest -v -n auto tests/runtime/test_checkpoints.py tests/pretrain/test_faults*.py
 	HOSTILE_MUTANTS=20000 $(BIN)/python -m pytest -s tests/convert/test_hostile.py
 
 # From its public repository, or from a checkout: make detectron2 DETECTRON2_SRC=DIR
