@@ -8,9 +8,8 @@ passes them on, and fine-tuning compares its test images with them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,15 +37,21 @@ class SeenImages:
         chosen = generator(0, "seen images").permutation(count)[:MOST]
         return cls(count, np.sort(np.array([digest(read(int(i))) for i in chosen])))
 
-    def among(self, files: Iterable[str | Path]) -> list[str]:
-        """Those of ``files`` that were seen: byte for byte the same file, by any name."""
-        known = set(self.digests.tolist())
-        return [str(file) for file in files if digest(Path(file).read_bytes()) in known]
+    def among(self, names: Sequence[str], read: Callable[[int], bytes]) -> list[str]:
+        """Those of ``names`` that were seen: byte for byte the same file, by any name.
 
-    @property
-    def complete(self) -> bool:
-        """Whether every image is remembered, not only a sample."""
-        return len(self.digests) == self.total
+        ``read(i)`` gives the content of file i.
+        """
+        known = set(self.digests.tolist())
+        return [name for i, name in enumerate(names) if digest(read(i)) in known]
+
+    def sentence(self, found: Sequence[str], count: int) -> str:
+        """That ``found`` of ``count`` test images were seen; "at least" where this is a sample."""
+        sample = "" if len(self.digests) == self.total else "at least "
+        return (
+            f"{sample}{len(found)} of {count} test images were among the images of pretraining, "
+            f"{found[0]!r} for one"
+        )
 
     def to_dict(self, tensor: bool = False) -> dict[str, Any]:
         """For a checkpoint (as a tensor) or a ``backbone.pkl`` (as an array)."""

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from convert.detect import backbone_state, detect
-from convert.reading import read_checkpoint
+from convert.source import read_source
 from demo.folder import MARK, DataRecipe, make
-from pretrain.encoder import build_encoder
+from pretrain.encoder import build_encoder, load_backbone
 from pretrain.features import CentreCrops, embed, encoder_at_rest
 from pretrain.images import ImageFolder
 from pretrain.knn import knn_accuracy
@@ -87,11 +86,8 @@ def _print_knn(output: Path, images: Path) -> None:
         torch.manual_seed(0)
         encoder = build_encoder(ARCH, 1)
         if name != "random":
-            source = str(output / name / FINAL)
-            content = read_checkpoint(source)
-            trunk = backbone_state(content, detect(content, source), source)
-            missing = encoder.load_state_dict(trunk, strict=False).missing_keys
-            assert missing == ["fc.weight", "fc.bias"], missing
+            path = output / name / FINAL
+            load_backbone(encoder, read_source(path).backbone, str(path))
         found = embed(encoder_at_rest(encoder), CentreCrops(folder, KNN_SIZE))
         accuracy = knn_accuracy(found[::2], labels[::2], found[1::2], labels[1::2])
         print(f"  {name:12s} {accuracy:5.1f} %")

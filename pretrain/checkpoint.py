@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from pretrain.bn_groups import share_running_statistics_
 from pretrain.config import NOT_PART_OF_THE_RECIPE, default_cfg
-from runtime.config import dump, leaves
+from runtime.config import dump, leaves, refuse_another_recipe
 from runtime.distributed import all_gather, rank, world_size
 from runtime.errors import InputError
 from runtime.versions import versions
@@ -94,7 +94,8 @@ def restore(
         saved = CfgNode.load_cfg(state["config"])
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{str(path)!r} holds no readable recipe: {error}") from error
-    _check_same_recipe(path, saved, cfg)
+    before = dict(leaves(default_cfg())) | dict(leaves(saved))
+    refuse_another_recipe(path.parent.name, before, cfg, NOT_PART_OF_THE_RECIPE)
     for name, wanted in (("arch", cfg.MODEL.ARCH), ("method", cfg.METHOD)):
         if state[name] != wanted:
             raise InputError(f"{str(path)!r} is of the {name} {state[name]!r}, not {wanted!r}")
@@ -179,13 +180,3 @@ def _tell_differences(path: Path, state: dict[str, Any]) -> None:
             "%s is from %d process(es), this run has %d: equal to rounding, not bit for bit",
             *(path.name, processes, world_size()),
         )
-
-
-def _check_same_recipe(path: Path, saved: dict[str, Any], cfg: CfgNode) -> None:
-    before, now = dict(leaves(default_cfg())) | dict(leaves(saved)), dict(leaves(cfg))
-    for key, value in now.items():
-        if key not in NOT_PART_OF_THE_RECIPE and before[key] != value:
-            raise InputError(
-                f"{key} is {value!r}, but {path.parent.name!r} was begun with {before[key]!r}: "
-                "resume with the recipe of the run, or start a new one in another OUTPUT_DIR"
-            )

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.images import ImageSource, UnreadableImageError
-from pretrain.views import ViewRecipe, apply, draw
+from pretrain.views import ViewRecipe, view
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.stopping import leave_to_main
@@ -87,7 +86,10 @@ class ViewDataset(Dataset):
             except InputError as error:
                 return error
             else:
-                views = [self._view(image, *where, view) for view in range(self.view_count)]
+                views = [
+                    view(self.recipe, image, generator(self.seed, "augmentation", *where, number))
+                    for number in range(self.view_count)
+                ]
                 label = self.labels[candidate] if self.labels is not None else -1
                 return Sample(views, label, candidate, unreadable)
         name, reason = unreadable[0]
@@ -101,12 +103,6 @@ class ViewDataset(Dataset):
         rng = generator(self.seed, "replacement", epoch, index)
         for _ in range(REPLACEMENTS):
             yield int(rng.integers(len(self.source.files)))
-
-    def _view(self, image: Image.Image, epoch: int, index: int, view: int) -> torch.Tensor:
-        rng = generator(self.seed, "augmentation", epoch, index, view)
-        parameters = draw(self.recipe, *image.size, rng)
-        pixels = np.asarray(apply(self.recipe, parameters, image))
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from pretrain.bn_groups import grouped_norm
 from runtime.errors import InputError
 
 LAYERS = {
@@ -65,6 +67,15 @@ def add_mlp_head(encoder: ResNet) -> None:
     """Put MoCo v2's hidden layer with ReLU before ``fc`` (Chen et al. 2020, section 2)."""
     hidden = encoder.fc.in_features
     encoder.fc = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), encoder.fc)
+
+
+def encoder_of(model: CfgNode) -> ResNet:
+    """The encoder of a recipe's section MODEL, with its head and its BN groups."""
+    norm = grouped_norm(model.BN_GROUP_SIZE, model.RUNNING_STATS)
+    encoder = build_encoder(model.ARCH, model.DIM, norm)
+    if model.MLP:
+        add_mlp_head(encoder)
+    return encoder
 
 
 def load_backbone(model: nn.Module, backbone: dict[str, torch.Tensor], source: str) -> None:

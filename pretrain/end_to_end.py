@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
-from pretrain.encoder import add_mlp_head, build_encoder
+from pretrain.encoder import encoder_of
 from pretrain.methods import Method, Observer
 from pretrain.shuffled_bn import exchange, permutation
 from runtime.distributed import all_gather_with_gradient, rank, world_size
@@ -95,10 +94,7 @@ class EndToEndMethod(Method):
 
     def __init__(self, cfg: CfgNode) -> None:
         model = cfg.MODEL
-        norm = grouped_norm(model.BN_GROUP_SIZE, model.RUNNING_STATS)
-        encoder = build_encoder(model.ARCH, model.DIM, norm)
-        if model.MLP:
-            add_mlp_head(encoder)
+        encoder = encoder_of(model)
         self.model = self.end_to_end = EndToEnd(
             encoder, model.TEMPERATURE, model.SHUFFLE_BN, cfg.SEED
         )

@@ -1,14 +1,14 @@
-"""Features of images by an encoder at rest: for nearest neighbours, while training and after."""
+"""What an encoder makes of all images of a data set: for nearest neighbours and linear tests."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.models.resnet import ResNet
 from torchvision.transforms import functional as TF
 
@@ -17,6 +17,9 @@ from pretrain.data import normalise
 from pretrain.images import ImageSource
 from runtime.distributed import all_gather, all_gather_objects, rank, world_size
 from runtime.errors import InputError
+from runtime.stopping import leave_to_main
+
+BATCH = 64  # images a process handles at once; decides speed only
 
 
 class CentreCrops(Dataset):
@@ -55,41 +58,66 @@ def encoder_at_rest(encoder: ResNet) -> ResNet:
 
 
 @torch.no_grad()
-def embed(
-    encoder: nn.Module, images: Dataset, batch_size: int = 64, workers: int = 0
-) -> torch.Tensor:
-    """Unit features of all ``images`` (items as of :class:`CentreCrops`): N x C, float32, CPU.
+def encode(
+    model: nn.Module,
+    images: Dataset,
+    prepare: Callable[[torch.Tensor], torch.Tensor] = normalise,
+    batch_size: int = BATCH,
+    workers: int = 0,
+) -> Iterator[torch.Tensor]:
+    """The outputs for all ``images`` in order, batch by batch: N x C, float32, on the device.
 
-    Each rank encodes its share; all ranks must call this and get the whole. ``encoder`` must be in
-    evaluation mode, as :func:`encoder_at_rest` gives it. No random state is touched. InputError for
-    a damaged image.
+    Items as of :class:`CentreCrops`; ``prepare`` makes the model's input of them. The ranks share
+    the work: all must go through all batches, and get the whole. The model's mode is the caller's.
+    No random state is touched. InputError, on all ranks, for a damaged image.
     """
-    count = len(images)  # type: ignore[arg-type]
-    share = -(-count // world_size())  # the last image fills up the last rank's share
-    mine = [min(i, count - 1) for i in range(rank() * share, (rank() + 1) * share)]
+    device, count = next(model.parameters()).device, len(images)  # type: ignore[arg-type]
     loader = DataLoader(
         images,
-        batch_size,
-        sampler=mine,
+        batch_sampler=_Shares(count, batch_size),
         num_workers=workers,
-        collate_fn=stack,
+        collate_fn=_stack,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # keeps torch's global generator untouched
+        worker_init_fn=leave_to_main,
     )
-    device, out = next(encoder.parameters()).device, []
-    problem = None
+    left = count
     for batch in loader:
-        if isinstance(batch, InputError):
-            problem = batch
-            break
-        out.append(F.normalize(encoder(normalise(batch.to(device))).float(), dim=1))
-    for found in all_gather_objects(problem):  # so that no rank waits for another that has stopped
-        if found is not None:
-            raise found
-    return all_gather(torch.cat(out))[:count].cpu()
+        # told to all, so that no rank waits for another that has stopped
+        for problem in all_gather_objects(batch if isinstance(batch, InputError) else None):
+            if problem is not None:
+                raise problem
+        found = all_gather(model(prepare(batch.to(device, non_blocking=True))).float())
+        yield found[:left]
+        left -= len(found)
 
 
-def stack(items: list[torch.Tensor | InputError]) -> torch.Tensor | InputError:
-    """Items of :class:`CentreCrops` as a batch; the first InputError among them instead, if any."""
+def embed(
+    encoder: nn.Module, images: Dataset, batch_size: int = BATCH, workers: int = 0
+) -> torch.Tensor:
+    """Unit features of all ``images``: N x C, float32, on the CPU of every rank.
+
+    By :func:`encode`; ``encoder`` as :func:`encoder_at_rest` gives it.
+    """
+    batches = encode(encoder, images, batch_size=batch_size, workers=workers)
+    return torch.cat([F.normalize(batch, dim=1).cpu() for batch in batches])
+
+
+class _Shares(Sampler[list[int]]):
+    """This rank's part of each global batch; the last image fills up the last batch."""
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.count, self.batch_size = count, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.count, self.batch_size * world_size()):
+            share = min(self.batch_size, -(-(self.count - start) // world_size()))
+            first = start + share * rank()
+            yield [min(index, self.count - 1) for index in range(first, first + share)]
+
+
+def _stack(items: list[torch.Tensor | InputError]) -> torch.Tensor | InputError:
+    """The items as a batch; the first InputError among them instead, if any."""
     tensors: list[torch.Tensor] = []
     for item in items:
         if isinstance(item, InputError):

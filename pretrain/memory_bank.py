@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
-from pretrain.encoder import add_mlp_head, build_encoder
+from pretrain.encoder import encoder_of
 from pretrain.info_nce import info_nce_logits
 from pretrain.methods import Method, Observer
 from runtime.distributed import all_gather
@@ -120,10 +119,7 @@ class MemoryBankMethod(Method):
 
     def __init__(self, cfg: CfgNode, num_images: int) -> None:
         model = cfg.MODEL
-        norm = grouped_norm(model.BN_GROUP_SIZE, model.RUNNING_STATS)
-        encoder = build_encoder(model.ARCH, model.DIM, norm)
-        if model.MLP:
-            add_mlp_head(encoder)
+        encoder = encoder_of(model)
         self.model = self.memory_bank = MemoryBank(
             *(encoder, num_images, model.DIM, model.QUEUE_SIZE, model.MOMENTUM, model.TEMPERATURE),
             seed=cfg.SEED,

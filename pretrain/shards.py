@@ -109,7 +109,8 @@ def shards_in(folder: Path) -> list[Path]:
         if match:
             numbers.setdefault((match[1], match[3]), []).append(int(match[2]))
     for (before, after), row in numbers.items():
-        gap = next((n for n in range(min(row), max(row)) if n not in set(row)), None)
+        there = set(row)
+        gap = next((n for n in range(min(row), max(row)) if n not in there), None)
         if gap is not None:
             raise InputError(
                 f"{str(folder)!r} has shards {before}{min(row)}{after} to {before}{max(row)}{after}"

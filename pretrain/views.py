@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as TF
 
@@ -75,6 +76,12 @@ def apply(recipe: ViewRecipe, view: View, image: Image.Image) -> Image.Image:
     if view.blur_sigma is not None:
         out = out.filter(ImageFilter.GaussianBlur(radius=view.blur_sigma))
     return TF.hflip(out) if view.flip else out
+
+
+def view(recipe: ViewRecipe, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+    """One augmented view of ``image`` (RGB): uint8, 3 x crop_size x crop_size."""
+    pixels = np.asarray(apply(recipe, draw(recipe, *image.size, rng), image))
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _draw_crop(

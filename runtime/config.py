@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -52,6 +52,21 @@ def get(cfg: Mapping[str, Any], key: str, default: Any = None) -> Any:
             return default
         value = value[name]
     return value
+
+
+def refuse_another_recipe(
+    run: str, before: Mapping[str, Any], now: CfgNode, may_differ: Collection[str]
+) -> None:
+    """InputError for the first key that a resumed ``run`` was not begun with.
+
+    ``before`` maps full names to values; keys in ``may_differ`` say where and how, never what.
+    """
+    for key, value in leaves(now):
+        if key not in may_differ and before.get(key) != value:
+            raise InputError(
+                f"{key} is {value!r}, but {run!r} was begun with {before.get(key)!r}: resume with "
+                "the recipe of the run, or start a new one in another OUTPUT_DIR"
+            )
 
 
 def set_value(cfg: CfgNode, key: str, value: Any) -> None:

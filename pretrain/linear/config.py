@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from convert.seen_images import SeenImages, digest
+from convert.seen_images import SeenImages
 from pretrain.checks import RULES, Rule
 from pretrain.images import ImageSource
 from pretrain.views import ViewRecipe
@@ -113,12 +113,10 @@ def seen_test_images(cfg: CfgNode, test: ImageSource, seen: SeenImages | None) -
     """
     if seen is None:
         return None
-    known = set(seen.digests.tolist())
-    found = [name for i, name in enumerate(test.files) if digest(test.read(i)) in known]
+    found = seen.among(test.files, test.read)
     if found and not cfg.DATA.ALLOW_SEEN:
         raise InputError(
-            f"{'' if seen.complete else 'at least '}{len(found)} of {len(test.files)} test images "
-            f"were among those of pretraining, {found[0]!r} for one: take others, or allow it with "
+            f"{seen.sentence(found, len(test.files))}: take others, or allow it with "
             "DATA.ALLOW_SEEN True, which results.json will say"
         )
     return len(found)

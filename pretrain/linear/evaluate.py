@@ -57,7 +57,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     check(cfg, train, world_size())
     labels = test_labels(train, test)
     network = build_network(cfg, len(train.classes()))
-    seen_test_images(cfg, test, network.seen)
+    seen = seen_test_images(cfg, test, network.seen)
     device = run_device(cfg.DEVICE)
     if cfg.MODE == "finetune" and world_size() > 1 and device.type != "cuda":
         raise InputError("MODE finetune synchronises BN, which torch does on GPUs: use one process")
@@ -65,10 +65,10 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     barrier()
     if not is_main():
         set_up_logging(None, main=False)
-        return _Run(cfg, train, test, labels, network, device, output, resume).run()
+        return _Run(cfg, train, test, labels, network, seen, device, output, resume).run()
     with rundir.locked(output):
         set_up_logging(output, main=True)
-        return _Run(cfg, train, test, labels, network, device, output, resume).run()
+        return _Run(cfg, train, test, labels, network, seen, device, output, resume).run()
 
 
 class _Run:
@@ -81,12 +81,13 @@ class _Run:
         test: ImageSource,
         labels: list[int],
         network: Network,
+        seen: int | None,
         device: torch.device,
         output: Path,
         resume: bool,
     ) -> None:
         self.cfg, self.train, self.test, self.output = cfg, train, test, output
-        self.network, self.device = network, device
+        self.network, self.seen, self.device = network, seen, device
         self.test_labels = torch.tensor(labels)
         self.frozen = cfg.MODE == "linear"
         self.steps_per_epoch = len(train.files) // cfg.SOLVER.BATCH_SIZE
@@ -94,9 +95,7 @@ class _Run:
         self.workers = loader_workers(cfg.DATA.NUM_WORKERS)
         self.model = network.model.to(device).to(memory_format=torch.channels_last)
         self.before = backbone_tensors(self.model) if self.frozen else {}
-        if (
-            not self.frozen and world_size() > 1
-        ):  # section 4.2 of the paper: tuned with synchronised BN
+        if not self.frozen and world_size() > 1:  # tuned with synchronised BN (paper, section 4.2)
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.optimizer = torch.optim.SGD(
             [p for p in self.model.parameters() if p.requires_grad],
@@ -285,7 +284,7 @@ class _Run:
             **self.network.to_dict(),
             "backbone_unchanged": True if self.frozen else None,
             **folders,
-            "test_images_seen": seen_test_images(self.cfg, self.test, self.network.seen),
+            "test_images_seen": self.seen,
             "processes": world_size(),
             "seconds": round(seconds, 1),  # of this part of the run, if it was resumed
             "versions": versions(),

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pretrain.linear.config import NOT_PART_OF_THE_RECIPE
 from runtime import checkpoints
-from runtime.config import dump, leaves
+from runtime.config import dump, leaves, refuse_another_recipe
 from runtime.errors import InputError
 from runtime.versions import versions
 
@@ -90,12 +90,7 @@ def restore(
         tensors = {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{str(path)!r} is no checkpoint to resume from: {error!r}") from error
-    for key, value in leaves(cfg):
-        if key not in NOT_PART_OF_THE_RECIPE and saved.get(key) != value:
-            raise InputError(
-                f"{key} is {value!r}, but {path.parent.name!r} was begun with {saved.get(key)!r}: "
-                "resume with the recipe of the run, or start a new one in another OUTPUT_DIR"
-            )
+    refuse_another_recipe(path.parent.name, saved, cfg, NOT_PART_OF_THE_RECIPE)
     for what, sha in identity.items():
         if before.get(what) != sha:
             name = what if what == "weights" else f"{what} images"

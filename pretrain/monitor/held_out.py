@@ -21,7 +21,7 @@ from pretrain.images import ImageFolder, ImageSource
 from pretrain.knn import knn_accuracy
 from pretrain.monitor.measures import retrieval
 from pretrain.sources import open_source
-from pretrain.views import ViewRecipe, apply, draw
+from pretrain.views import ViewRecipe, view
 from runtime.errors import InputError
 from runtime.randomness import generator
 
@@ -95,14 +95,12 @@ class HeldOutViews(Dataset):
         return 2 * len(self.indices)
 
     def __getitem__(self, item: int) -> torch.Tensor | InputError:
-        index, view = self.indices[item // 2], item % 2
+        index, number = self.indices[item // 2], item % 2
         try:
             image = self.folder.load(index)
         except InputError as error:
             return error
-        drawn = draw(self.recipe, *image.size, generator(self.seed, "retrieval", index, view))
-        pixels = np.asarray(apply(self.recipe, drawn, image))
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return view(self.recipe, image, generator(self.seed, "retrieval", index, number))
 
 
 def labelled_halves(root: Path) -> tuple[Labelled, Labelled]:

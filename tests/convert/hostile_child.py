@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import conftest
-import hostile
+import hostile_pickles
+import hostile_torch
 import numpy as np
 import torch
 
@@ -157,9 +158,9 @@ def torch_mutant(
     if rng.random() < 0.5:
         return mutant(rng, data, all_), name != "zip.pth"
     if name == "zip.pth":
-        parts = hostile.members(data)
+        parts = hostile_torch.members(data)
         target = next(n for n in parts if n.endswith("data.pkl"))
-        return hostile.zipped(parts | {target: mutant(rng, parts[target], all_)}), True
+        return hostile_torch.zipped(parts | {target: mutant(rng, parts[target], all_)}), True
     if name.endswith(".safetensors"):
         size = struct.unpack("<Q", data[:8])[0]
         header = mutant(rng, data[8 : 8 + size], [data[8 : 8 + size]])
@@ -170,14 +171,16 @@ def torch_mutant(
 
 def crafted(kind: str, watch: Watch, problems: list[str], counts: dict[str, int]) -> None:
     """Each file is refused, through the converter, too, and leaves nothing."""
-    files = hostile.pickles() if kind == "pickles" else hostile.torch_files()
+    files = hostile_pickles.pickles() if kind == "pickles" else hostile_torch.torch_files()
     for name, data in files.items():
         path = Path(name.replace(" ", "_")) if kind == "torch" else Path("crafted.pkl")
         path.write_bytes(data)
         before = sorted(os.listdir())
         result = read(path, watch, problems, name)
         counts["crafted"] += 1
-        if not isinstance(result, InputError) and not equal(result, hostile.HARMLESS.get(name)):
+        if not isinstance(result, InputError) and not equal(
+            result, hostile_pickles.HARMLESS.get(name)
+        ):
             problems.append(f"{name}: gave {result!r:.100}")
         try:
             convert_file(path, "out.pkl")
@@ -194,7 +197,7 @@ def mutants(
 ) -> None:
     """Each mutant is refused or gives plain data; where checksums exist, the same data."""
     rng = random.Random(seed)
-    honest = hostile.honest_pickles() if kind == "pickles" else hostile.honest_torch()
+    honest = hostile_pickles.honest_pickles() if kind == "pickles" else hostile_torch.honest_torch()
     small = {name: data for name, data in honest.items() if len(data) < 100_000}
     originals = {}
     for name, data in small.items():
@@ -228,8 +231,8 @@ def main(kind: str, count: int, seed: int) -> None:
     torch.set_num_threads(1)
     problems: list[str] = []
     counts = dict.fromkeys(("crafted", "refused", "equal", "other values"), 0)
-    pickles = {f"{name}.pkl": data for name, data in hostile.honest_pickles().items()}
-    for name, data in (hostile.honest_torch() | pickles).items():
+    pickles = {f"{name}.pkl": data for name, data in hostile_pickles.honest_pickles().items()}
+    for name, data in (hostile_torch.honest_torch() | pickles).items():
         Path(name).write_bytes(data)
         read_checkpoint(name)  # so that all that is imported on demand is imported
     watch = Watch()

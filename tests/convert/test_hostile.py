@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostile
+import hostile_pickles
+import hostile_torch
 import numpy as np
 import pytest
 import torch
@@ -45,15 +46,15 @@ def test_hostile_files(tmp_path: Path, kind: str, count: int) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", hostile.honest_pickles())
+@pytest.mark.parametrize("name", hostile_pickles.honest_pickles())
 def test_honest_pickles_are_read(name: str) -> None:
-    loaded = safe_pickle.load(io.BytesIO(hostile.honest_pickles()[name]), "x")
+    loaded = safe_pickle.load(io.BytesIO(hostile_pickles.honest_pickles()[name]), "x")
     if name == "python 2":
         expected = {"x": np.arange(6, dtype=np.float32)}
     elif name.startswith("large"):
-        expected = hostile.large()
+        expected = hostile_pickles.large()
     elif name.startswith("protocol"):
-        expected, loaded = hostile.weights()["model"], loaded["model"]
+        expected, loaded = hostile_pickles.weights()["model"], loaded["model"]
     else:
         loaded = loaded.get("blobs", loaded.get("model"))
         expected = {"conv1_w": np.ones((2, 3, 7, 7), "f4"), "res_conv1_bn_s": np.ones(2, "f4")}
@@ -65,11 +66,11 @@ def test_honest_pickles_are_read(name: str) -> None:
         assert loaded[key].flags.c_contiguous
 
 
-@pytest.mark.parametrize("name", hostile.honest_torch())
+@pytest.mark.parametrize("name", hostile_torch.honest_torch())
 def test_honest_torch_files_are_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(hostile.honest_torch()[name])
+    (tmp_path / name).write_bytes(hostile_torch.honest_torch()[name])
     loaded = read_checkpoint(tmp_path / name)
     loaded = loaded.get("state_dict", loaded)
-    assert loaded.keys() == hostile.state().keys()
-    for key, value in hostile.state().items():
+    assert loaded.keys() == hostile_torch.state().keys()
+    for key, value in hostile_torch.state().items():
         assert torch.equal(loaded[key], value), key

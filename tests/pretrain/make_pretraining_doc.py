@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from facts import row  # noqa: E402
 from pretraining_facts import FACTS, FIGURES  # noqa: E402
 
 from pretrain.config import load_cfg  # noqa: E402
@@ -74,14 +75,14 @@ Each value below is compared with the recipes by the test. The papers are arXiv 
 
 def _settings() -> Iterator[str]:
     columns = "recipe encoder K m τ head BN_group batch rate schedule length crop".split()
-    yield _row(*(name.replace("_", " ") for name in columns))
+    yield row(*(name.replace("_", " ") for name in columns))
     yield "|---" * len(columns) + "|"
     for recipe in RECIPES:
         v = resolved(recipe)
         moco = v["METHOD"] == "moco"
         dictionary = [f"{v[f'MODEL.{key}']:g}" for key in ("QUEUE_SIZE", "MOMENTUM", "TEMPERATURE")]
         steps = v["SOLVER.MAX_STEPS"]
-        yield _row(
+        yield row(
             *(f"`{recipe}`", v["MODEL.ARCH"]),
             *(dictionary if moco else "---"),
             ("MLP" if v["MODEL.MLP"] else "linear") if moco else "classes",
@@ -106,7 +107,7 @@ def _figures() -> Iterator[str]:
     yield "| recipe | top-1 | source |"
     yield "|---|---|---|"
     for recipe, (figure, source) in FIGURES.items():
-        yield _row(f"`{recipe}`", figure, source)
+        yield row(f"`{recipe}`", figure, source)
 
 
 def _sources() -> Iterator[str]:
@@ -115,11 +116,7 @@ def _sources() -> Iterator[str]:
     for (recipes, source), facts in groupby(FACTS, lambda fact: (fact.recipes, fact.source)):
         values = ", ".join(f"`{fact.key} {fact.value}`" for fact in facts)
         names = ", ".join(f"`{name}`" if name in RECIPES else f"`{name}*`" for name in recipes)
-        yield _row(values, names, source)
-
-
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+        yield row(values, names, source)
 
 
 if __name__ == "__main__":

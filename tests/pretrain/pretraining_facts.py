@@ -5,7 +5,7 @@ The page docs/pretraining_recipes.md is made from it by ``make_pretraining_doc.p
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from facts import Fact, facts
 
 V1 = "MoCo v1 paper"
 V2 = "MoCo v2 paper"
@@ -14,72 +14,57 @@ DEMO = "the authors' CIFAR-10 demo"
 OURS = "our choice"
 
 
-class Fact(NamedTuple):
-    """A value that a source states for the recipes with these names (or beginnings of names)."""
-
-    recipes: tuple[str, ...]
-    key: str
-    value: Any
-    source: str
-
-
-def _facts(recipes: str, source: str, **values: Any) -> list[Fact]:
-    """Keys are written with two underscores for a dot."""
-    names = tuple(recipes.split())
-    return [Fact(names, key.replace("__", "."), value, source) for key, value in values.items()]
-
-
 MOCO, SMALL = "moco", "moco_v2_R50_small moco_v2_R18"
 IMAGENET = "moco_v1_R50_200ep moco_v2_R50_200ep moco_v2_R50_800ep"
 FACTS: list[Fact] = [
-    *_facts(
+    *facts(
         MOCO,
         f"{V1}, section 3.3; {CODE} --moco-dim",
         MODEL__DIM=128,
     ),
-    *_facts(
+    *facts(
         MOCO,
         f"{V1}, section 4, of all parameters; {CODE} --momentum, --wd",
         SOLVER__MOMENTUM=0.9,
         SOLVER__WEIGHT_DECAY=0.0001,
     ),
-    *_facts(
+    *facts(
         f"{IMAGENET} moco_v1_R50_IG1B",
         f"{V1}, sections 3.3 and 4.1 (table 1); {CODE} --arch, --moco-k, --moco-m",
         MODEL__ARCH="resnet50",
         MODEL__QUEUE_SIZE=65536,
         MODEL__MOMENTUM=0.999,
     ),
-    *_facts(
+    *facts(
         IMAGENET,
         f"{V1}, section 4; {CODE} --batch-size, --lr",
         SOLVER__BATCH_SIZE=256,
         SOLVER__BASE_LR=0.03,
     ),
-    *_facts(
+    *facts(
         IMAGENET,
         f"{V1}, section 4: 256 images on 8 GPUs, BN on each GPU (section 3.3)",
         MODEL__BN_GROUP_SIZE=32,
     ),
-    *_facts(
+    *facts(
         MOCO,
         f"{V1}, section 3.3 (random flip, greyscale); {CODE}: the numbers, in no paper",
         VIEWS__CROP_SCALE=[0.2, 1.0],
         VIEWS__GRAYSCALE_PROB=0.2,
         VIEWS__FLIP_PROB=0.5,
     ),
-    *_facts(
+    *facts(
         f"{IMAGENET} moco_v1_R50_IG1B moco_v2_R50_small moco_v2_R18_small",
         f"{V1}, section 3.3: 224 pixels",
         VIEWS__CROP_SIZE=224,
     ),
-    *_facts(
+    *facts(
         "moco_v1",
         f"{V1}, section 3.3; {CODE} --moco-t, and without --mlp",
         MODEL__TEMPERATURE=0.07,
         MODEL__MLP=False,
     ),
-    *_facts(
+    *facts(
         "moco_v1",
         f"{CODE} without --aug-plus",
         VIEWS__GRAYSCALE_FIRST=True,
@@ -87,7 +72,7 @@ FACTS: list[Fact] = [
         VIEWS__JITTER_PROB=1.0,
         VIEWS__BLUR_PROB=0.0,
     ),
-    *_facts(
+    *facts(
         "moco_v1_R50_200ep",
         f"{V1}, section 4; {CODE} --schedule, --epochs",
         SOLVER__SCHEDULE="multistep",
@@ -95,7 +80,7 @@ FACTS: list[Fact] = [
         SOLVER__GAMMA=0.1,
         SOLVER__EPOCHS=200,
     ),
-    *_facts(
+    *facts(
         "moco_v1_R50_IG1B",
         f"{V1}, section 4: 1.25M iterations, rate 0.12 times 0.9 after every 62.5k, batch 1024",
         SOLVER__BATCH_SIZE=1024,
@@ -105,19 +90,19 @@ FACTS: list[Fact] = [
         SOLVER__DECAY_PERIOD=62500,
         SOLVER__MAX_STEPS=1250000,
     ),
-    *_facts(
+    *facts(
         "moco_v1_R50_IG1B",
         f"{V1}, section 4: 1024 images on 64 GPUs",
         MODEL__BN_GROUP_SIZE=16,
     ),
-    *_facts(
+    *facts(
         "moco_v2",
         f"{V2}, section 3; {CODE} --mlp --moco-t 0.2 --cos",
         MODEL__MLP=True,
         MODEL__TEMPERATURE=0.2,
         SOLVER__SCHEDULE="cosine",
     ),
-    *_facts(
+    *facts(
         "moco_v2",
         f"{V2}, section 3 (blur); {CODE} --aug-plus",
         VIEWS__JITTER=[0.4, 0.4, 0.4, 0.1],
@@ -126,40 +111,40 @@ FACTS: list[Fact] = [
         VIEWS__BLUR_PROB=0.5,
         VIEWS__BLUR_SIGMA=[0.1, 2.0],
     ),
-    *_facts("moco_v2_R50_200ep", f"{V2}, table 1", SOLVER__EPOCHS=200),
-    *_facts("moco_v2_R50_800ep", f"{V2}, table 1", SOLVER__EPOCHS=800),
-    *_facts(
+    *facts("moco_v2_R50_200ep", f"{V2}, table 1", SOLVER__EPOCHS=200),
+    *facts("moco_v2_R50_800ep", f"{V2}, table 1", SOLVER__EPOCHS=800),
+    *facts(
         f"{IMAGENET} moco_v1_R50_IG1B",
         f"{CODE}: there is no warm-up",
         SOLVER__WARMUP_STEPS=0,
     ),
-    *_facts(
+    *facts(
         "moco_v2_R50_small moco_v2_R18_small",
         f"{OURS}, by {DEMO}: 8 BN groups, and no gain beyond 4,096 negatives",
         MODEL__QUEUE_SIZE=4096,
         MODEL__BN_GROUP_SIZE=32,
     ),
-    *_facts(
+    *facts(
         SMALL,
         f"{OURS}: thousands of steps instead of a million; 0.99 costs 1.2 points on ImageNet at "
         f"4,096 negatives ({V1}, section 4.1)",
         MODEL__MOMENTUM=0.99,
     ),
-    *_facts(
+    *facts(
         "moco_v2_R50_small moco_v2_R18_small",
         f"{OURS}: as ImageNet; 800 epochs are the most that {V2} and {DEMO} show to help",
         SOLVER__BATCH_SIZE=256,
         SOLVER__BASE_LR=0.03,
         SOLVER__EPOCHS=800,
     ),
-    *_facts(
+    *facts(
         "moco_v2_R50_small moco_v2_R18_small",
         f"{OURS}: the first steps of a short run count",
         SOLVER__WARMUP_STEPS=200,
     ),
-    *_facts("moco_v2_R50_small", f"{OURS}: as the papers", MODEL__ARCH="resnet50"),
-    *_facts("moco_v2_R18", f"{OURS}: {DEMO} has it, too", MODEL__ARCH="resnet18"),
-    *_facts(
+    *facts("moco_v2_R50_small", f"{OURS}: as the papers", MODEL__ARCH="resnet50"),
+    *facts("moco_v2_R18", f"{OURS}: {DEMO} has it, too", MODEL__ARCH="resnet18"),
+    *facts(
         "moco_v2_R18_cpu",
         f"{OURS}: fits 1,000 images and a CPU; the rate by the linear rule",
         MODEL__QUEUE_SIZE=512,
@@ -170,7 +155,7 @@ FACTS: list[Fact] = [
         SOLVER__WARMUP_STEPS=100,
         SOLVER__EPOCHS=100,
     ),
-    *_facts(
+    *facts(
         "supervised",
         f"{OURS}: the usual training on ImageNet, as in PyTorch's and torchvision's examples",
         METHOD="supervised",
@@ -187,7 +172,7 @@ FACTS: list[Fact] = [
         SOLVER__WEIGHT_DECAY=0.0001,
         SOLVER__EPOCHS=90,
     ),
-    *_facts(
+    *facts(
         "supervised",
         f"{OURS}: no colour changes, as in that training",
         VIEWS__JITTER_PROB=0.0,

@@ -415,7 +415,7 @@ def test_test_images_of_the_pretraining_are_refused(
     state = torch.load(checkpoint, weights_only=True)
     state["seen_images"] = SeenImages.of(2, test.read).to_dict(tensor=True)
     torch.save(state, checkpoint)
-    with pytest.raises(InputError, match="2 of 7 test images were among those of pretraining"):
+    with pytest.raises(InputError, match="2 of 7 test images were among the images of pretraining"):
         run(folders, checkpoint, tmp_path / "run")
     results = run(folders, checkpoint, tmp_path / "run", "DATA.ALLOW_SEEN", "True")
     assert results["test_images_seen"] == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import make_pretraining_doc as doc
 import pytest
 from conftest import ROOT
+from facts import differing
 from make_pretraining_doc import RECIPES
 from pretraining_facts import FIGURES, UNUSED, facts_of
 
@@ -36,13 +37,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_values_are_those_of_the_sources(recipe: str) -> None:
-    values = doc.resolved(recipe)
-    differ = {
-        fact.key: (values[fact.key], fact.value, fact.source)
-        for fact in facts_of(recipe)
-        if values[fact.key] != fact.value
-    }
-    assert differ == {}
+    assert differing(doc.resolved(recipe), facts_of(recipe)) == {}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

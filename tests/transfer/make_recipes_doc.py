@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from facts import row  # noqa: E402
 from fvcore.common.config import CfgNode  # noqa: E402
 from recipe_facts import FACTS, FIGURES, facts_of  # noqa: E402
 
@@ -105,7 +106,7 @@ def _settings() -> Iterator[str]:
             *(f"`{recipe}`", data, *times, v["SOLVER.IMS_PER_BATCH"], v["SOLVER.BASE_LR"]),
             *(f"{sizes[0]}–{sizes[-1]}", v["INPUT.MIN_SIZE_TEST"]),
         )
-        yield _row(*cells)
+        yield row(*cells)
 
 
 def _figures() -> Iterator[str]:
@@ -113,7 +114,7 @@ def _figures() -> Iterator[str]:
     yield "|---|---|---|"
     for recipe in RECIPES:
         if recipe in FIGURES:
-            yield _row(f"`{recipe}`", *FIGURES[recipe])
+            yield row(f"`{recipe}`", *FIGURES[recipe])
 
 
 def _sources() -> Iterator[str]:
@@ -122,15 +123,11 @@ def _sources() -> Iterator[str]:
     for fact in FACTS:
         names = [recipe for recipe in RECIPES if fact in facts_of(recipe)]
         where = "all" if len(names) == len(RECIPES) else ", ".join(f"`{name}`" for name in names)
-        yield _row(f"`{fact.key}`", f"`{fact.value!r}`", where, fact.source)
+        yield row(f"`{fact.key}`", f"`{fact.value!r}`", where, fact.source)
 
 
 def _listed(values: Any) -> str:
     return ", ".join(str(value) for value in values)
-
-
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The page docs/recipes.md is made from it by ``make_recipes_doc.py``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+
+from facts import Fact, facts
 
 # Sources. The text of the paper is that of the arXiv version with 24k iterations on VOC.
 PAPER = "MoCo v1 paper"
@@ -21,25 +22,10 @@ MEAN, STD = [123.675, 116.280, 103.530], [58.395, 57.120, 57.375]
 STAGES = ["res2", "res3", "res4", "res5"]
 
 
-class Fact(NamedTuple):
-    """A value that a source states for all recipes whose name has one of these parts."""
-
-    recipes: tuple[str, ...]
-    key: str
-    value: Any
-    source: str
-
-
-def _facts(recipes: str, source: str, **values: Any) -> list[Fact]:
-    """Keys are written with two underscores for a dot."""
-    names = tuple(recipes.split())
-    return [Fact(names, key.replace("__", "."), value, source) for key, value in values.items()]
-
-
 ALL = "voc coco lvis cityscapes keypoint custom"
 PUBLISHED = "voc coco lvis keypoint"
 FACTS: list[Fact] = [
-    *_facts(
+    *facts(
         ALL,
         f"{PAPER}, section 4.2: tuned end to end, BN trained and synchronised; {OFFICIAL}",
         MODEL__META_ARCHITECTURE="GeneralizedRCNN",
@@ -49,7 +35,7 @@ FACTS: list[Fact] = [
         SOLVER__WEIGHT_DECAY=0.0001,
         SOLVER__MOMENTUM=0.9,
     ),
-    *_facts(
+    *facts(
         ALL,
         f"{OFFICIAL}: the conventions of torchvision-style weights",
         MODEL__PIXEL_MEAN=MEAN,
@@ -57,23 +43,23 @@ FACTS: list[Fact] = [
         MODEL__RESNETS__STRIDE_IN_1X1=False,
         INPUT__FORMAT="RGB",
     ),
-    *_facts(PUBLISHED, OFFICIAL, SOLVER__IMS_PER_BATCH=16, SOLVER__BASE_LR=0.02),
-    *_facts(f"{PUBLISHED} cityscapes", PAPER, MODEL__RESNETS__DEPTH=50),
-    *_facts(
+    *facts(PUBLISHED, OFFICIAL, SOLVER__IMS_PER_BATCH=16, SOLVER__BASE_LR=0.02),
+    *facts(f"{PUBLISHED} cityscapes", PAPER, MODEL__RESNETS__DEPTH=50),
+    *facts(
         "_C4",
         f"{PAPER}, appendix A.1; {OFFICIAL}",
         MODEL__ROI_HEADS__NAME="Res5ROIHeadsExtraNorm",
         MODEL__RPN__PRE_NMS_TOPK_TEST=6000,
         MODEL__RPN__POST_NMS_TOPK_TEST=1000,
     ),
-    *_facts(
+    *facts(
         "_DC5",
         f"{PAPER}, appendix A.1: res5 dilated, 3x3 convolution with BN to 512, two hidden layers",
         MODEL__BACKBONE__NAME="build_resnet_dc5_backbone",
         MODEL__RESNETS__RES5_DILATION=2,
         MODEL__ROI_BOX_HEAD__NUM_FC=2,
     ),
-    *_facts(
+    *facts(
         "_DC5",
         f"{D2}, Base-RCNN-DilatedC5.yaml",
         MODEL__RESNETS__OUT_FEATURES=["res5"],
@@ -87,14 +73,14 @@ FACTS: list[Fact] = [
         MODEL__ROI_MASK_HEAD__NUM_CONV=4,
         MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION=14,
     ),
-    *_facts(
+    *facts(
         "_DC5",
         "this project: the name of the new map",
         MODEL__RPN__IN_FEATURES=["dc5"],
         MODEL__ROI_HEADS__IN_FEATURES=["dc5"],
     ),
-    *_facts("_FPN", f"{PAPER}, section 4.2; moco issue 34", MODEL__FPN__NORM="SyncBN"),
-    *_facts(
+    *facts("_FPN", f"{PAPER}, section 4.2; moco issue 34", MODEL__FPN__NORM="SyncBN"),
+    *facts(
         "_FPN",
         f"{D2}, Base-RCNN-FPN.yaml",
         MODEL__BACKBONE__NAME="build_resnet_fpn_backbone",
@@ -114,12 +100,12 @@ FACTS: list[Fact] = [
         MODEL__ROI_MASK_HEAD__NUM_CONV=4,
         MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION=14,
     ),
-    *_facts(
+    *facts(
         "coco_R50_FPN lvis cityscapes custom_R50_FPN custom_R18",
         f"{D2}, Base-RCNN-FPN.yaml",
         MODEL__RPN__POST_NMS_TOPK_TRAIN=1000,
     ),
-    *_facts(
+    *facts(
         "FPN_1x! FPN_2x! FPN_6x! FPN_12k! cityscapes custom_R50_FPN custom_R18",
         "moco issue 34: box and mask heads unchanged, without norm",
         MODEL__ROI_BOX_HEAD__NUM_CONV=0,
@@ -127,7 +113,7 @@ FACTS: list[Fact] = [
         MODEL__ROI_BOX_HEAD__NORM="",
         MODEL__ROI_MASK_HEAD__NORM="",
     ),
-    *_facts(
+    *facts(
         "4conv1fc",
         "configs of PyContrast (InfoMin), PixPro and DenseCL",
         MODEL__ROI_BOX_HEAD__NUM_CONV=4,
@@ -135,7 +121,7 @@ FACTS: list[Fact] = [
         MODEL__ROI_BOX_HEAD__NORM="SyncBN",
         MODEL__ROI_MASK_HEAD__NORM="SyncBN",
     ),
-    *_facts(
+    *facts(
         "voc",
         f"{PAPER}, section 4.2; {OFFICIAL}",
         MODEL__ROI_HEADS__NUM_CLASSES=20,
@@ -143,22 +129,22 @@ FACTS: list[Fact] = [
         INPUT__MIN_SIZE_TEST=800,
         DATASETS__TEST=("voc_2007_test",),
     ),
-    *_facts("voc", OFFICIAL, SOLVER__WARMUP_ITERS=100),
-    *_facts(
+    *facts("voc", OFFICIAL, SOLVER__WARMUP_ITERS=100),
+    *facts(
         "voc_R50",
         f"{PAPER}, table 2; milestones: {OFFICIAL}",
         DATASETS__TRAIN=("voc_2007_trainval", "voc_2012_trainval"),
         SOLVER__MAX_ITER=24000,
         SOLVER__STEPS=(18000, 22000),
     ),
-    *_facts(
+    *facts(
         "voc07",
         f"{PAPER}, table 4",
         DATASETS__TRAIN=("voc_2007_trainval",),
         SOLVER__MAX_ITER=9000,
     ),
-    *_facts("voc07", f"{NOT_STATED}: in proportion to 24k", SOLVER__STEPS=(6750, 8250)),
-    *_facts(
+    *facts("voc07", f"{NOT_STATED}: in proportion to 24k", SOLVER__STEPS=(6750, 8250)),
+    *facts(
         "coco",
         f"{PAPER}, section 4.2; {OFFICIAL}; {D2}",
         MODEL__MASK_ON=True,
@@ -168,26 +154,26 @@ FACTS: list[Fact] = [
         DATASETS__TEST=("coco_2017_val",),
         SOLVER__WARMUP_ITERS=1000,
     ),
-    *_facts(
+    *facts(
         "coco_R50_C4_1x coco_R50_FPN_1x",
         f"{PAPER}, table 5; {D2}, 1x",
         SOLVER__MAX_ITER=90000,
         SOLVER__STEPS=(60000, 80000),
     ),
-    *_facts(
+    *facts(
         "coco_R50_C4_2x coco_R50_FPN_2x",
         f"{PAPER}, table 5; {OFFICIAL}",
         SOLVER__MAX_ITER=180000,
         SOLVER__STEPS=(120000, 160000),
     ),
-    *_facts("6x", f"{PAPER}, appendix A.8: about 72 epochs", SOLVER__MAX_ITER=540000),
-    *_facts(
+    *facts("6x", f"{PAPER}, appendix A.8: about 72 epochs", SOLVER__MAX_ITER=540000),
+    *facts(
         "6x",
         f"not stated in the paper; PyContrast and {D2} for 6x",
         SOLVER__STEPS=(480000, 520000),
     ),
-    *_facts("12k", DETCO, SOLVER__MAX_ITER=12000, SOLVER__STEPS=(9000, 11000)),
-    *_facts(
+    *facts("12k", DETCO, SOLVER__MAX_ITER=12000, SOLVER__STEPS=(9000, 11000)),
+    *facts(
         "lvis",
         f"{D2}, LVIS recipes",
         MODEL__MASK_ON=True,
@@ -199,28 +185,28 @@ FACTS: list[Fact] = [
         INPUT__MIN_SIZE_TEST=800,
         SOLVER__WARMUP_ITERS=1000,
     ),
-    *_facts(
+    *facts(
         "lvis05",
         f"{PAPER}, appendix A.4",
         MODEL__ROI_HEADS__NUM_CLASSES=1230,
         DATASETS__TRAIN=("lvis_v0.5_train",),
         DATASETS__TEST=("lvis_v0.5_val",),
     ),
-    *_facts("lvis05_R50_FPN_1x", D2, SOLVER__MAX_ITER=90000, SOLVER__STEPS=(60000, 80000)),
-    *_facts(
+    *facts("lvis05_R50_FPN_1x", D2, SOLVER__MAX_ITER=90000, SOLVER__STEPS=(60000, 80000)),
+    *facts(
         "lvis05_R50_FPN_2x lvis1",
         f"{D2}, 2x; its LVIS v1 recipe",
         SOLVER__MAX_ITER=180000,
         SOLVER__STEPS=(120000, 160000),
     ),
-    *_facts(
+    *facts(
         "lvis1",
         D2,
         MODEL__ROI_HEADS__NUM_CLASSES=1203,
         DATASETS__TRAIN=("lvis_v1_train",),
         DATASETS__TEST=("lvis_v1_val",),
     ),
-    *_facts(
+    *facts(
         "cityscapes",
         f"not stated in the paper; {D2} and {DETCO}",
         MODEL__MASK_ON=True,
@@ -238,7 +224,7 @@ FACTS: list[Fact] = [
         SOLVER__WARMUP_ITERS=1000,
         TEST__EVAL_PERIOD=8000,
     ),
-    *_facts(
+    *facts(
         "keypoint",
         f"{D2}, Base-Keypoint-RCNN-FPN.yaml",
         MODEL__ROI_HEADS__NUM_CLASSES=1,
@@ -248,7 +234,7 @@ FACTS: list[Fact] = [
         INPUT__MIN_SIZE_TEST=800,
         SOLVER__WARMUP_ITERS=1000,
     ),
-    *_facts(
+    *facts(
         "keypoint",
         f"{PAPER}, appendix A.2; milestones: {DETCO}",
         MODEL__KEYPOINT_ON=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import make_recipes_doc as doc
 import pytest
+from facts import differing
 from make_recipes_doc import RECIPES
 from recipe_facts import FIGURES, facts_of
 
@@ -18,13 +19,7 @@ TWINS = {"voc_R50_C4": "pascal_voc_R_50_C4_24k_moco", "coco_R50_C4_2x": "coco_R_
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_values_are_those_of_the_sources(recipe: str) -> None:
-    values = doc.resolved(recipe)
-    differ = {
-        fact.key: (values[fact.key], fact.value, fact.source)
-        for fact in facts_of(recipe)
-        if values[fact.key] != fact.value
-    }
-    assert differ == {}
+    assert differing(doc.resolved(recipe), facts_of(recipe)) == {}
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("custom")])

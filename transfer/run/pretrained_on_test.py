@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from convert.backbone_file import Backbone
 from runtime.errors import InputError
@@ -23,14 +24,10 @@ def seen_test_images(
     if backbone is None or backbone.seen_images is None:
         return None
     files = sorted({str(record["file_name"]) for dataset in test for record in dataset.records})
-    seen = backbone.seen_images.among(files)
+    seen = backbone.seen_images.among(files, lambda i: Path(files[i]).read_bytes())
     if not seen:
         return 0
-    sample = "" if backbone.seen_images.complete else "at least "
-    fact = (
-        f"{sample}{len(seen)} of {len(files)} test images were among the images of pretraining, "
-        f"{seen[0]!r} for one"
-    )
+    fact = backbone.seen_images.sentence(seen, len(files))
     if not allowed:
         raise InputError(
             f"{fact}: pretrain without them, or run it as it is with --allow-deviation, which the "

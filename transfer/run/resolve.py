@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -26,8 +24,8 @@ from transfer.data.dataset import Record
 from transfer.data.keypoints import require_keypoints
 from transfer.data.loader import check_train_settings
 from transfer.engines.base import Engine
-from transfer.recipe.defaults import default_cfg
 from transfer.recipe.load import load_recipe
+from transfer.run.deviations import CONVENTIONS, deviations_from, recipe_hash
 from transfer.run.job import RANDOM, Job, Options
 from transfer.run.pretrained_on_test import seen_test_images
 from transfer.run.schedule import Given, apply_schedule, check_epochs
@@ -35,19 +33,6 @@ from transfer.run.schedule import Given, apply_schedule, check_epochs
 log = logging.getLogger("moco")
 
 BEGUN = "run.json"  # in a run folder: what its run is, from its first moment on
-
-# What may differ between the seeds of one comparison, and between machines.
-NOT_PART_OF_THE_RECIPE = frozenset(
-    (
-        *("OUTPUT_DIR", "SEED", "VERSION", "MODEL.WEIGHTS", "MODEL.DEVICE"),
-        *("DATALOADER.NUM_WORKERS", "CUDNN_BENCHMARK", "VIS_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
-        *("TEST.EXPECTED_RESULTS", "SOLVER.REFERENCE_WORLD_SIZE"),
-    )
-)
-# What may differ between its arms; the comparison looks at these by themselves.
-CONVENTIONS = frozenset(
-    ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
-)
 
 
 @dataclass(frozen=True)
@@ -112,9 +97,9 @@ def resolve(engine: Engine, job: Job, backbone: Backbone | None) -> Resolved:
     _check_steps(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
     gaps = [f"{job.weights}: {backbone.gaps}"] if backbone is not None and backbone.gaps else []
-    deviations = (*_deviations(original, cfg, stated, reasons), *gaps)
+    deviations = (*deviations_from(original, cfg, stated, reasons), *gaps)
     seen = seen_test_images(test, backbone, job.options.allow_deviation)
-    return Resolved(cfg, deviations, _recipe_hash(cfg, job.options), train, test, records, seen)
+    return Resolved(cfg, deviations, recipe_hash(cfg, job.options), train, test, records, seen)
 
 
 def use_what_there_is(cfg: CfgNode) -> None:
@@ -265,35 +250,6 @@ def _check_test_sets(test: Sequence[Dataset], voc_metric: str) -> None:
     for dataset in test:
         if not any(record["annotations"] for record in dataset.records):
             raise InputError(f"{dataset.name} has no annotated object: there is nothing to score")
-
-
-def _deviations(
-    original: dict[str, Any], cfg: CfgNode, stated: set[str], reasons: dict[str, str]
-) -> tuple[str, ...]:
-    """What differs from the recipe. What it leaves to the user, the data, is no deviation."""
-    left_open = {
-        key
-        for key in (
-            *("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.ROI_HEADS.NUM_CLASSES"),
-            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
-        )
-        if key not in stated
-    }
-    return tuple(
-        f"{key}: {original[key]!r} -> {value!r}" + (f" ({reasons[key]})" if key in reasons else "")
-        for key, value in leaves(cfg)
-        if key not in NOT_PART_OF_THE_RECIPE | left_open and original[key] != value
-    )
-
-
-def _recipe_hash(cfg: CfgNode, options: Options) -> str:
-    keys = {key for key, _ in leaves(default_cfg())} - NOT_PART_OF_THE_RECIPE - CONVENTIONS
-    values = {key: value for key, value in leaves(cfg) if key in keys}
-    # --batch and its like are seen in the keys that they change
-    for name in ("accumulate", "amp_dtype", "voc_metric"):
-        if getattr(options, name) != getattr(Options, name):
-            values[name] = getattr(options, name)
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def initial_weights_seed(seed: int) -> int:
