@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from fvcore.common.config import CfgNode
 
+from pretrain.augment import PIPELINES
 from pretrain.bn_groups import RUNNING_STATS
 from pretrain.dictionaries import DICTIONARIES
 from pretrain.images import ImageSource
@@ -78,6 +79,7 @@ RULES: dict[str, Rule] = {
     "MODEL.RUNNING_STATS": _one_of(*RUNNING_STATS),
     "MODEL.SHUFFLE_BN": _ANY,
     "DATA.ROOT": _ANY,
+    "DATA.PIPELINE": _one_of(*PIPELINES),
     "DATA.NUM_WORKERS": _at_least(-1),
     "DATA.MAX_UNREADABLE": _within(0, 1),
     "VIEWS.CROP_SIZE": _at_least(1),

@@ -44,6 +44,7 @@ def default_cfg() -> CfgNode:
             },
             "DATA": {
                 "ROOT": "",
+                "PIPELINE": "reference",  # how views are made; see pretrain/augment
                 "NUM_WORKERS": -1,  # -1: one a core, at most 8
                 # Share of unreadable images that stops the run, but at least 3 may be; 0: none may
                 "MAX_UNREADABLE": 0.001,

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pretrain.augment import drawn_view
 from pretrain.images import ImageSource, UnreadableImageError
-from pretrain.views import ViewRecipe, view
+from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.stopping import leave_to_main
@@ -69,25 +70,27 @@ class ViewDataset(Dataset):
         view_count: int,
         seed: int,
         labels: list[int] | None,
+        pipeline: str = "reference",
     ) -> None:
         self.source = source
         self.recipe = recipe
         self.view_count = view_count
         self.seed = seed
         self.labels = labels
+        self.pipeline = pipeline
 
     def __getitem__(self, where: tuple[int, int]) -> Sample | InputError:
         unreadable = []
         for candidate in self._candidates(*where):
             try:
-                image = self.source.load(candidate)
+                image = self.source.pixels(candidate)
             except UnreadableImageError as error:
                 unreadable.append((self.source.files[candidate], error.reason))
             except InputError as error:
                 return error
             else:
                 views = [
-                    view(self.recipe, image, generator(self.seed, "augmentation", *where, number))
+                    torch.from_numpy(self._view(image, *where, number))
                     for number in range(self.view_count)
                 ]
                 label = self.labels[candidate] if self.labels is not None else -1
@@ -97,6 +100,10 @@ class ViewDataset(Dataset):
             f"cannot read image {name!r} ({reason}), nor {REPLACEMENTS} others drawn in its place: "
             f"look at the images of {str(self.source.root)!r}"
         )
+
+    def _view(self, image: np.ndarray, *place: int) -> np.ndarray:
+        rng = generator(self.seed, "augmentation", *place)
+        return drawn_view(self.recipe, image, rng, self.pipeline)
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index

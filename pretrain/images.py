@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pretrain.decode import MAX_BYTES, decode, reason
@@ -66,6 +67,10 @@ class ImageSource(ABC):
             raise
         except Exception as error:  # decoders raise many types on damaged files
             raise UnreadableImageError(str(self.root / self.files[index]), reason(error)) from error
+
+    def pixels(self, index: int) -> np.ndarray:
+        """As :meth:`load`: uint8 H x W x 3, RGB."""
+        return np.asarray(self.load(index))
 
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, sorted. InputError where an image has none or there is only one."""

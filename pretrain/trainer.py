@@ -162,8 +162,9 @@ class _Run:
 
     def _data(self) -> tuple[DataLoader, ViewDataset]:
         labels = self.folder.labels() if self.method.name == "supervised" else None
+        cfg, views = self.cfg, self.method.view_count
         dataset = ViewDataset(
-            self.folder, view_recipe(self.cfg), self.method.view_count, self.cfg.SEED, labels
+            self.folder, view_recipe(cfg), views, cfg.SEED, labels, cfg.DATA.PIPELINE
         )
         batches = EpochBatches(
             len(self.folder.files),

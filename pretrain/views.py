@@ -1,7 +1,8 @@
 """Random views of an image, distributed as those of the official code.
 
 The draws are separate from the pixels: ``draw`` gives the parameters as a pure function of a
-generator, ``apply`` is deterministic. So a view can be repeated, compared and shown.
+generator, ``pretrain/augment`` makes the pixels from them. So a view can be repeated, compared and
+shown, and every way of making the pixels takes the same parameters.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from PIL import Image, ImageFilter
-from torchvision.transforms import functional as TF
 
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop
 CROP_ATTEMPTS = 10
@@ -61,27 +59,6 @@ def draw(recipe: ViewRecipe, width: int, height: int, rng: np.random.Generator) 
     blur = rng.uniform(*recipe.blur_sigma) if rng.random() < recipe.blur_prob else None
     flip = bool(rng.random() < recipe.flip_prob)
     return View(crop, jitter, grayscale, blur, flip)
-
-
-def apply(recipe: ViewRecipe, view: View, image: Image.Image) -> Image.Image:
-    """Make the view of an RGB image: ``crop_size`` x ``crop_size``, RGB, 8 bit."""
-    size = [recipe.crop_size, recipe.crop_size]
-    out = TF.resized_crop(image, *view.crop, size=size)
-    if view.grayscale and recipe.grayscale_first:
-        out = TF.rgb_to_grayscale(out, num_output_channels=3)
-    for operation, factor in view.jitter:
-        out = getattr(TF, f"adjust_{operation}")(out, factor)
-    if view.grayscale and not recipe.grayscale_first:
-        out = TF.rgb_to_grayscale(out, num_output_channels=3)
-    if view.blur_sigma is not None:
-        out = out.filter(ImageFilter.GaussianBlur(radius=view.blur_sigma))
-    return TF.hflip(out) if view.flip else out
-
-
-def view(recipe: ViewRecipe, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-    """One augmented view of ``image`` (RGB): uint8, 3 x crop_size x crop_size."""
-    pixels = np.asarray(apply(recipe, draw(recipe, *image.size, rng), image))
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _draw_crop(

@@ -15,13 +15,14 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset
 from torchvision.models.resnet import ResNet
 
+from pretrain.augment import drawn_view
 from pretrain.config import view_recipe
 from pretrain.features import CentreCrops, embed, encoder_at_rest
 from pretrain.images import ImageFolder, ImageSource
 from pretrain.knn import knn_accuracy
 from pretrain.monitor.measures import retrieval
 from pretrain.sources import open_source
-from pretrain.views import ViewRecipe, view
+from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 from runtime.randomness import generator
 
@@ -97,10 +98,11 @@ class HeldOutViews(Dataset):
     def __getitem__(self, item: int) -> torch.Tensor | InputError:
         index, number = self.indices[item // 2], item % 2
         try:
-            image = self.folder.load(index)
+            image = self.folder.pixels(index)
         except InputError as error:
             return error
-        return view(self.recipe, image, generator(self.seed, "retrieval", index, number))
+        rng = generator(self.seed, "retrieval", index, number)
+        return torch.from_numpy(drawn_view(self.recipe, image, rng))
 
 
 def labelled_halves(root: Path) -> tuple[Labelled, Labelled]:

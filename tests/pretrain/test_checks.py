@@ -28,6 +28,7 @@ WRONG = {
     "MODEL.TEMPERATURE": [0.0, -1.0, NAN, float("inf")],
     "MODEL.BN_GROUP_SIZE": [1],
     "MODEL.RUNNING_STATS": ["last"],
+    "DATA.PIPELINE": ["fastest"],
     "DATA.NUM_WORKERS": [-2],
     "DATA.MAX_UNREADABLE": [-0.1, 1.5, NAN],
     "VIEWS.CROP_SIZE": [0],

@@ -20,6 +20,7 @@ from torchvision import transforms
 
 from convert.conventions import Conventions
 from convert.seen_images import SeenImages
+from pretrain.augment.reference import apply
 from pretrain.checks import check_values
 from pretrain.data import EpochBatches
 from pretrain.encoder import build_encoder
@@ -36,7 +37,7 @@ from pretrain.linear.network import (
     without_classifier,
 )
 from pretrain.moco import MoCo
-from pretrain.views import apply, draw
+from pretrain.views import draw
 from runtime.config import leaves
 from runtime.errors import InputError, Stopped
 from runtime.randomness import generator, torch_generator

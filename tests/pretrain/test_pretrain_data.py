@@ -11,9 +11,10 @@ import torch
 from conftest import write_images
 from PIL import Image
 
+from pretrain.augment.reference import apply
 from pretrain.data import EpochBatches, ViewDataset, build_loader, normalise
 from pretrain.images import ImageFolder
-from pretrain.views import View, ViewRecipe, apply, draw
+from pretrain.views import View, ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
 

@@ -13,11 +13,12 @@ from conftest import ROOT
 from PIL import Image
 from test_trainer import CONFIG, run, tiny
 
+from pretrain.augment.reference import apply
 from pretrain.data import REPLACEMENTS, EpochBatches, ViewDataset, build_loader
 from pretrain.decode import decode
 from pretrain.images import ImageFolder, UnreadableImageError
 from pretrain.unreadable import UnreadableImages, allowed
-from pretrain.views import ViewRecipe, apply, draw
+from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
 

@@ -21,9 +21,10 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from torchvision import transforms
 
+from pretrain.augment.reference import apply
 from pretrain.config import load_cfg, view_recipe
 from pretrain.sources import open_source
-from pretrain.views import ViewRecipe, apply, draw
+from pretrain.views import ViewRecipe, draw
 from runtime.randomness import generator
 
 DRAWS = 3000
