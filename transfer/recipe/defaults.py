@@ -167,6 +167,7 @@ HONOURED: dict[str, Any] = {
     "OUTPUT_DIR": "./output",
     "SEED": -1,
     "CUDNN_BENCHMARK": False,
+    "VIS_PERIOD": 0,
 }
 
 KNOWN: dict[str, Any] = {
@@ -246,7 +247,6 @@ KNOWN: dict[str, Any] = {
             "FLIP": True,
         },
     },
-    "VIS_PERIOD": 0,
     "FLOAT32_PRECISION": "",
     "GLOBAL": {"HACK": 1.0},
 }

@@ -24,6 +24,7 @@ from transfer.engines.base import (
     flatten,
 )
 from transfer.engines.checkpoint import checkpoint_name, save_checkpoint
+from transfer.engines.embedded.proposal_pictures import ProposalPictures
 from transfer.engines.embedded.solver import build_optimizer, lr_factor
 from transfer.engines.precise_bn import precise_bn, share_statistics
 from transfer.engines.step import Step, naming_iteration
@@ -68,6 +69,10 @@ class _Loop:
         # PreciseBN's draws do not touch the training's: it has a stream of batches of its own.
         enabled = self.cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
         self.precise_bn = iter(training.precise_bn_batches()) if enabled else None
+        self.pictures: ProposalPictures | None = None
+        if self.cfg.VIS_PERIOD > 0 and is_main():
+            shown = (self.cfg.VIS_PERIOD, self.cfg.INPUT.FORMAT, training.output)
+            self.pictures = ProposalPictures(self.model, *shown)
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOG_PERIOD))
 
     def run(self, writer: MetricsWriter | None) -> None:
@@ -102,6 +107,8 @@ class _Loop:
             self.step.update()
         for name, value in (losses | {"total_loss": sum(losses.values())}).items():
             self.recent[name].append(value)
+        if self.pictures is not None:
+            self.pictures.after(iteration, batch)
 
     def _after_step(self, iteration: int, writer: MetricsWriter | None, signal: int) -> None:
         """PreciseBN, checkpoint, evaluation, in Detectron2's order.
