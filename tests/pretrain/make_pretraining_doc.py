@@ -24,7 +24,7 @@ from runtime.yaml_file import read_recipe  # noqa: E402
 PAGE = ROOT / "docs" / "pretraining_recipes.md"
 RECIPES = tuple(
     path.stem
-    for kind in ("moco", "supervised")
+    for kind in ("moco", "ablation", "supervised")
     for path in sorted((ROOT / "configs").glob(f"{kind}*"))
 )
 

@@ -14,7 +14,8 @@ DEMO = "the authors' CIFAR-10 demo"
 OURS = "our choice"
 
 
-MOCO, SMALL = "moco", "moco_v2_R50_small moco_v2_R18"
+MOCO, SMALL = "moco ablation", "moco_v2_R50_small moco_v2_R18"
+BANK, END_TO_END = "ablation_memory_bank", "ablation_end_to_end"
 IMAGENET = "moco_v1_R50_200ep moco_v2_R50_200ep moco_v2_R50_800ep"
 FACTS: list[Fact] = [
     *facts(
@@ -30,19 +31,23 @@ FACTS: list[Fact] = [
     ),
     *facts(
         f"{IMAGENET} moco_v1_R50_IG1B",
-        f"{V1}, sections 3.3 and 4.1 (table 1); {CODE} --arch, --moco-k, --moco-m",
-        MODEL__ARCH="resnet50",
+        f"{V1}, sections 3.3 and 4.1 (table 1); {CODE} --moco-k, --moco-m",
         MODEL__QUEUE_SIZE=65536,
         MODEL__MOMENTUM=0.999,
     ),
     *facts(
-        IMAGENET,
+        f"{IMAGENET} moco_v1_R50_IG1B ablation",
+        f"{V1}, section 4.1 (table 1 and figure 3); {CODE} --arch",
+        MODEL__ARCH="resnet50",
+    ),
+    *facts(
+        f"{IMAGENET} {BANK}",
         f"{V1}, section 4; {CODE} --batch-size, --lr",
         SOLVER__BATCH_SIZE=256,
         SOLVER__BASE_LR=0.03,
     ),
     *facts(
-        IMAGENET,
+        f"{IMAGENET} {BANK}",
         f"{V1}, section 4: 256 images on 8 GPUs, BN on each GPU (section 3.3)",
         MODEL__BN_GROUP_SIZE=32,
     ),
@@ -54,18 +59,18 @@ FACTS: list[Fact] = [
         VIEWS__FLIP_PROB=0.5,
     ),
     *facts(
-        f"{IMAGENET} moco_v1_R50_IG1B moco_v2_R50_small moco_v2_R18_small",
+        f"{IMAGENET} moco_v1_R50_IG1B moco_v2_R50_small moco_v2_R18_small ablation",
         f"{V1}, section 3.3: 224 pixels",
         VIEWS__CROP_SIZE=224,
     ),
     *facts(
-        "moco_v1",
+        "moco_v1 ablation",
         f"{V1}, section 3.3; {CODE} --moco-t, and without --mlp",
         MODEL__TEMPERATURE=0.07,
         MODEL__MLP=False,
     ),
     *facts(
-        "moco_v1",
+        "moco_v1 ablation",
         f"{CODE} without --aug-plus",
         VIEWS__GRAYSCALE_FIRST=True,
         VIEWS__JITTER=[0.4, 0.4, 0.4, 0.4],
@@ -73,7 +78,7 @@ FACTS: list[Fact] = [
         VIEWS__BLUR_PROB=0.0,
     ),
     *facts(
-        "moco_v1_R50_200ep",
+        "moco_v1_R50_200ep ablation",
         f"{V1}, section 4; {CODE} --schedule, --epochs",
         SOLVER__SCHEDULE="multistep",
         SOLVER__MILESTONES=[120, 160],
@@ -96,6 +101,35 @@ FACTS: list[Fact] = [
         MODEL__BN_GROUP_SIZE=16,
     ),
     *facts(
+        "moco_v1_R50_IG1B",
+        f"{OURS}: an epoch is 918,000 steps, too many to lose",
+        CHECKPOINT_STEPS=5000,
+    ),
+    *facts(
+        BANK,
+        f"{V1}, section 4.1 (figure 3): its largest sample",
+        MODEL__DICTIONARY="memory_bank",
+        MODEL__QUEUE_SIZE=65536,
+    ),
+    *facts(
+        BANK,
+        "Wu et al. (CVPR 2018), of an image's entry; the MoCo paper gives none",
+        MODEL__MOMENTUM=0.5,
+    ),
+    *facts(
+        END_TO_END,
+        f"{V1}, section 4.1 (figure 3): its largest batch, the rate scaled linearly",
+        MODEL__DICTIONARY="end_to_end",
+        MODEL__QUEUE_SIZE=1024,
+        SOLVER__BATCH_SIZE=1024,
+        SOLVER__BASE_LR=0.12,
+    ),
+    *facts(
+        END_TO_END,
+        f"{V1}, section 4.1: 1024 images on 8 GPUs",
+        MODEL__BN_GROUP_SIZE=128,
+    ),
+    *facts(
         "moco_v2",
         f"{V2}, section 3; {CODE} --mlp --moco-t 0.2 --cos",
         MODEL__MLP=True,
@@ -114,7 +148,7 @@ FACTS: list[Fact] = [
     *facts("moco_v2_R50_200ep", f"{V2}, table 1", SOLVER__EPOCHS=200),
     *facts("moco_v2_R50_800ep", f"{V2}, table 1", SOLVER__EPOCHS=800),
     *facts(
-        f"{IMAGENET} moco_v1_R50_IG1B",
+        f"{IMAGENET} moco_v1_R50_IG1B ablation",
         f"{CODE}: there is no warm-up",
         SOLVER__WARMUP_STEPS=0,
     ),
@@ -181,12 +215,15 @@ FACTS: list[Fact] = [
 ]
 UNUSED = {  # what a recipe does not look at, though its base states it
     "supervised_R50_90ep": {"MODEL.DIM", "MODEL.QUEUE_SIZE", "MODEL.MOMENTUM"},
+    "ablation_end_to_end_R50_200ep": {"MODEL.MOMENTUM"},
     "moco_v1_R50_IG1B": {"SOLVER.MILESTONES", "SOLVER.EPOCHS"},
 }
 
 # Linear classification on ImageNet, top-1 in percent: what the sources report.
 FIGURES = {
     "moco_v1_R50_200ep": ("60.6; 60.8 ± 0.2 over 5 trials", f"{V1}, table 1; official README"),
+    "ablation_memory_bank_R50_200ep": ("58.0", f"{V1}, figure 3"),
+    "ablation_end_to_end_R50_200ep": ("57.3", f"{V1}, figure 3"),
     "moco_v2_R50_200ep": ("67.5; 67.5 ± 0.1 over 5 trials", f"{V2}, table 1; official README"),
     "moco_v2_R50_800ep": ("71.1", f"{V2}, table 1"),
 }
