@@ -89,10 +89,15 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Move the entries of the global batch towards its queries: k ← |m·k + (1 − m)·q|."""
+        """Move the entries of the global batch towards its queries: k ← |m·k + (1 − m)·q|.
+
+        An image that stands twice in the batch, because it replaces an unreadable one, moves once,
+        towards its first query: so all ranks keep the same bank.
+        """
         q = all_gather(torch.cat(self._queries)).to(self.bank.dtype)
         moved = self.momentum * self.bank[self._indices] + (1 - self.momentum) * q
-        self.bank[self._indices] = F.normalize(moved, dim=1)
+        first = (self._indices[:, None] == self._indices).to(torch.uint8).argmax(1)
+        self.bank[self._indices] = F.normalize(moved, dim=1)[first]
         self.step += 1
 
 

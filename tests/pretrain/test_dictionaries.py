@@ -24,7 +24,7 @@ from pretrain.config import load_cfg
 from pretrain.data import normalise
 from pretrain.end_to_end import batch_logits
 from pretrain.initial_weights import load_initial_weights
-from pretrain.memory_bank import draw_negatives
+from pretrain.memory_bank import MemoryBank, draw_negatives
 from pretrain.shuffled_bn import permutation
 from pretrain.trainer import pretrain
 from runtime.errors import InputError
@@ -154,6 +154,21 @@ def test_gradients_flow_through_the_keys() -> None:
     F.cross_entropy(q[2:4] @ keys.T / 0.5, torch.tensor([2, 3])).backward()
     torch.testing.assert_close(ours, keys.grad)
     assert (ours.abs().sum(1) > 0).all()
+
+
+def test_an_image_twice_in_a_batch_moves_once() -> None:
+    """One stands in for an unreadable image; which of its queries counts may not be chance."""
+    bank = MemoryBank(nn.Identity(), 20, 4, 5, momentum=0.5, temperature=0.2)
+    before, queries = bank.bank.clone(), torch.randn(6, 4)
+    images = torch.tensor([3, 7, 3, 11, 7, 3])
+    bank(queries, bank.begin_step(images))
+    bank.end_step()
+    for image in range(20):
+        expected = before[image]
+        if image in images:
+            query = queries[images.tolist().index(image)]
+            expected = F.normalize(expected + F.normalize(query, dim=0), dim=0)
+        torch.testing.assert_close(bank.bank[image], expected)
 
 
 def test_negatives_are_a_random_sample_without_the_batch() -> None:
