@@ -29,6 +29,8 @@ setup(
         "faster-coco-eval>=1.6.5",
         "safetensors>=0.4.5",
         "opencv-python-headless>=4.9",
+        "numba>=0.61",
+        "simplejpeg>=1.8",
         "matplotlib>=3.8",
         "Jinja2>=3.1.4",
         "rich>=13.7",

@@ -1,0 +1,45 @@
+"""The fast way on the CPU: numba's kernels, or OpenCV and torch where numba is missing.
+
+Both take the same draws and stay within rounding of ``reference``.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+
+from pretrain.views import View, ViewRecipe
+
+log = logging.getLogger("moco")
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from numba's cache, and say which ones run.
+
+    To be called before worker processes are forked: they all share what is compiled then.
+    """
+    _kernels()
+
+
+def crop_view(recipe: ViewRecipe, pixels: np.ndarray, view: View, out: np.ndarray) -> None:
+    """Write the crop of ``view``, resized and not flipped, to ``out`` (uint8 3 x S x S).
+
+    ``pixels`` are uint8 H x W x 3, RGB, both arrays C-contiguous.
+    """
+    _kernels().crop_view(recipe, pixels, view, out)
+
+
+@cache
+def _kernels() -> ModuleType:
+    try:
+        from pretrain.augment import fused
+    except ImportError as error:
+        from pretrain.augment import fallback
+
+        log.info("views: OpenCV and torch, about half as fast as with numba (%s)", error)
+        return fallback
+    log.info("views: fused kernels, compiled by numba")
+    return fused
