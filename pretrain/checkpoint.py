@@ -94,7 +94,8 @@ def restore(
         saved = CfgNode.load_cfg(state["config"])
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{str(path)!r} holds no readable recipe: {error}") from error
-    before = dict(leaves(default_cfg())) | dict(leaves(saved))
+    older = {"DATA.PIPELINE": "reference"}  # before the key, all views were made so
+    before = dict(leaves(default_cfg())) | older | dict(leaves(saved))
     refuse_another_recipe(path.parent.name, before, cfg, NOT_PART_OF_THE_RECIPE)
     for name, wanted in (("arch", cfg.MODEL.ARCH), ("method", cfg.METHOD)):
         if state[name] != wanted:

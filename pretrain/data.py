@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain.augment import drawn_view
+from pretrain.augment import PIPELINES
+from pretrain.augment.on_device import finish
+from pretrain.augment.rows import pack
 from pretrain.images import ImageSource, UnreadableImageError
-from pretrain.views import ViewRecipe
+from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.stopping import leave_to_main
@@ -32,27 +34,42 @@ class Batch:
         labels: int64 N; the class index, or -1 without classes.
         indices: int64 N; which image of the source.
         unreadable: name and reason of the images that others took the places of.
+        rows: of views that are only cropped yet, what is left to do: float32 view_count x N x
+            WIDTH (``pretrain/augment/rows.py``), on the CPU.
     """
 
     views: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     indices: torch.Tensor
     unreadable: tuple[tuple[str, str], ...] = ()
+    rows: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``; the host does not wait for the copies."""
+        """The batch on ``device``, its views finished there; the host does not wait."""
         views = tuple(view.to(device, non_blocking=True) for view in self.views)
+        if self.rows is not None:
+            views = tuple(finish(*pair) for pair in zip(views, self.rows, strict=True))
         labels, indices = (x.to(device, non_blocking=True) for x in (self.labels, self.indices))
         return Batch(views, labels, indices, self.unreadable)
 
 
 class Sample(NamedTuple):
-    """The views of one image, its label and index, and what had to be left out before it."""
+    """The views of one image, its label and index, and what had to be left out before it.
+
+    ``rows``: what is left to do with the views, as in :class:`Batch`, of one image.
+    """
 
     views: list[torch.Tensor]
     label: int
     image_index: int
     unreadable: list[tuple[str, str]]
+    rows: torch.Tensor | None
+
+    def finished(self) -> list[torch.Tensor]:
+        """The views, finished here."""
+        if self.rows is None:
+            return self.views
+        return list(finish(torch.stack(self.views), self.rows))
 
 
 class ViewDataset(Dataset):
@@ -89,21 +106,30 @@ class ViewDataset(Dataset):
             except InputError as error:
                 return error
             else:
-                views = [
-                    torch.from_numpy(self._view(image, *where, number))
-                    for number in range(self.view_count)
-                ]
+                views, rows = self._views(image, *where)
                 label = self.labels[candidate] if self.labels is not None else -1
-                return Sample(views, label, candidate, unreadable)
+                return Sample(views, label, candidate, unreadable, rows)
         name, reason = unreadable[0]
         return InputError(
             f"cannot read image {name!r} ({reason}), nor {REPLACEMENTS} others drawn in its place: "
             f"look at the images of {str(self.source.root)!r}"
         )
 
-    def _view(self, image: np.ndarray, *place: int) -> np.ndarray:
-        rng = generator(self.seed, "augmentation", *place)
-        return drawn_view(self.recipe, image, rng, self.pipeline)
+    def _views(
+        self, image: np.ndarray, *place: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        height, width = image.shape[:2]
+        views = [
+            draw(self.recipe, width, height, generator(self.seed, "augmentation", *place, number))
+            for number in range(self.view_count)
+        ]
+        size = self.recipe.crop_size
+        out = torch.empty(self.view_count, 3, size, size, dtype=torch.uint8)
+        for view, pixels in zip(views, out.numpy(), strict=True):
+            PIPELINES[self.pipeline](self.recipe, image, view, pixels)
+        if self.pipeline != "split":
+            return list(out), None
+        return list(out), torch.from_numpy(np.stack([pack(self.recipe, view) for view in views]))
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
@@ -160,12 +186,13 @@ def collate(samples: list[Sample | InputError]) -> Batch | InputError:
         if isinstance(sample, InputError):
             return sample
         good.append(sample)
-    views, labels, indices, unreadable = zip(*good, strict=True)
+    views, labels, indices, unreadable, rows = zip(*good, strict=True)
     return Batch(
         tuple(torch.stack(view) for view in zip(*views, strict=True)),
         torch.tensor(labels),
         torch.tensor(indices),
         tuple(itertools.chain.from_iterable(unreadable)),
+        None if rows[0] is None else torch.stack(rows, 1),
     )
 
 

@@ -36,7 +36,7 @@ def save_views(dataset: ViewDataset, path: Path) -> None:
                 image = dataset.source.load(sample.image_index)
                 image.thumbnail((size, size))
                 row = [image]
-            row += [None, *(TF.to_pil_image(view) for view in sample.views)]
+            row += [None, *(TF.to_pil_image(view) for view in sample.finished())]
         rows.append(row)
     save_grid(rows, path, size, header)
 

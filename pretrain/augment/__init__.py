@@ -12,7 +12,11 @@ from pretrain.views import View, ViewRecipe, draw
 # (recipe, image uint8 H x W x 3 RGB, view, out uint8 3 x S x S): writes the view to ``out``
 MakeView = Callable[[ViewRecipe, np.ndarray, View, np.ndarray], None]
 
-PIPELINES: dict[str, MakeView] = {"reference": reference.make_view}
+# "split" leaves the colours, blur and flip to the training device (on_device.py)
+PIPELINES: dict[str, MakeView] = {
+    "reference": reference.make_view,
+    "split": reference.crop_view,
+}
 
 
 def drawn_view(

@@ -183,7 +183,8 @@ class _Run:
     ) -> None:
         cfg = self.cfg
         model = data_parallel(self.model)
-        dataset = ViewDataset(self.train, view_recipe(cfg), 1, cfg.SEED, self.train.labels())
+        labels, pipeline = self.train.labels(), cfg.DATA.PIPELINE
+        dataset = ViewDataset(self.train, view_recipe(cfg), 1, cfg.SEED, labels, pipeline)
         count, batch_size = len(self.train.files), cfg.SOLVER.BATCH_SIZE
         where = (self.start, rank(), world_size())
         batches = EpochBatches(count, batch_size, self.total_steps, cfg.SEED, *where)
@@ -217,8 +218,8 @@ class _Run:
             )
         # frozen means evaluation mode: in training mode BN would move its running statistics
         model.train(not self.frozen)
-        images = self.network.prepare(batch.views[0].to(self.device, non_blocking=True))
-        loss = F.cross_entropy(model(images), batch.labels.to(self.device))
+        batch = batch.to(self.device)
+        loss = F.cross_entropy(model(self.network.prepare(batch.views[0])), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

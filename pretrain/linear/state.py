@@ -84,7 +84,8 @@ def restore(
     Raises InputError where it is none, or belongs to another recipe, other weights or other images.
     """
     try:
-        saved = dict(leaves(CfgNode.load_cfg(content["config"])))
+        # runs from before the key made their views so
+        saved = {"DATA.PIPELINE": "reference"} | dict(leaves(CfgNode.load_cfg(content["config"])))
         step, before = int(content["step"]), dict(content["identity"])
         found = Found(**content["found"])
         tensors = {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items()}
