@@ -35,7 +35,7 @@ class Batch:
         indices: int64 N; which image of the source.
         unreadable: name and reason of the images that others took the places of.
         rows: of views that are only cropped yet, what is left to do: float32 view_count x N x
-            WIDTH (``pretrain/augment/rows.py``), on the CPU.
+            WIDTH (``pretrain/augment/rows.py``), always on the CPU.
     """
 
     views: tuple[torch.Tensor, ...]
@@ -45,12 +45,17 @@ class Batch:
     rows: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``, its views finished there; the host does not wait."""
+        """The batch on ``device``; the host does not wait for the copies."""
         views = tuple(view.to(device, non_blocking=True) for view in self.views)
-        if self.rows is not None:
-            views = tuple(finish(*pair) for pair in zip(views, self.rows, strict=True))
         labels, indices = (x.to(device, non_blocking=True) for x in (self.labels, self.indices))
-        return Batch(views, labels, indices, self.unreadable)
+        return Batch(views, labels, indices, self.unreadable, self.rows)
+
+    def finished(self) -> Batch:
+        """The batch with finished views, made on the device that it is on."""
+        if self.rows is None:
+            return self
+        views = tuple(finish(*pair) for pair in zip(self.views, self.rows, strict=True))
+        return Batch(views, self.labels, self.indices, self.unreadable)
 
 
 class Sample(NamedTuple):

@@ -50,7 +50,7 @@ class Step:
         """Train on this rank's share ``batch`` of a global batch."""
         self.optimizer.zero_grad(set_to_none=True)
         with calls_as_one(self.method.model) if self.parts > 1 else nullcontext():
-            result = self._backward(batch.to(self.device))
+            result = self._backward(batch.to(self.device).finished())
         self.optimizer.step()
         self.method.end_step()
         return result

@@ -218,7 +218,7 @@ class _Run:
             )
         # frozen means evaluation mode: in training mode BN would move its running statistics
         model.train(not self.frozen)
-        batch = batch.to(self.device)
+        batch = batch.to(self.device).finished()
         loss = F.cross_entropy(model(self.network.prepare(batch.views[0])), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
