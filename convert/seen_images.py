@@ -7,7 +7,6 @@ passes them on, and fine-tuning compares its test images with them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,18 +31,19 @@ class SeenImages:
     digests: np.ndarray
 
     @classmethod
-    def of(cls, count: int, read: Callable[[int], bytes]) -> SeenImages:
-        """Of ``count`` images, where ``read(i)`` gives the content of file i."""
+    def of(cls, count: int, sha256: Callable[[int], bytes]) -> SeenImages:
+        """Of ``count`` images, where ``sha256(i)`` gives that of file i, 32 bytes."""
         chosen = generator(0, "seen images").permutation(count)[:MOST]
-        return cls(count, np.sort(np.array([digest(read(int(i))) for i in chosen])))
+        return cls(count, np.sort(np.array([digest(sha256(int(i))) for i in chosen])))
 
-    def among(self, names: Sequence[str], read: Callable[[int], bytes]) -> list[str]:
+    def among(self, names: Sequence[str], sha256: Callable[[int], bytes]) -> list[str]:
         """Those of ``names`` that were seen: byte for byte the same file, by any name.
 
-        ``read(i)`` gives the content of file i.
+        ``sha256(i)`` gives that of file i, 32 bytes. Of an image that was made smaller for a shard
+        it is the original file's.
         """
         known = set(self.digests.tolist())
-        return [name for i, name in enumerate(names) if digest(read(i)) in known]
+        return [name for i, name in enumerate(names) if digest(sha256(i)) in known]
 
     def sentence(self, found: Sequence[str], count: int) -> str:
         """That ``found`` of ``count`` test images were seen; "at least" where this is a sample."""
@@ -75,6 +75,6 @@ class SeenImages:
         return cls(total, digests)
 
 
-def digest(content: bytes) -> int:
-    """The first 8 bytes of the SHA-256 as a signed integer."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
+def digest(sha256: bytes) -> int:
+    """The first 8 bytes of a SHA-256 as a signed integer."""
+    return int.from_bytes(sha256[:8], "little", signed=True)

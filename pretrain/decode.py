@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from pretrain import raw
+
 DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # Pillow knows some that run other programs
 MAX_PIXELS = 50_000_000  # 150 MB of RGB in each worker
 MAX_BYTES = 256 << 20  # of a file
@@ -22,6 +24,8 @@ def decode(content: bytes) -> Image.Image:
     """
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes")
+    if content.startswith(raw.MAGIC):
+        return Image.fromarray(raw.parse(content))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a line a worker and image; what matters raises
         with Image.open(io.BytesIO(content), formats=DECODERS) as image:

@@ -10,13 +10,16 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.images import ImageSource, of_the_storage
-from pretrain.tar_index import index_tar
+from pretrain import raw
+from pretrain.images import ImageSource, UnreadableImageError
+from pretrain.open_files import OpenFiles
+from pretrain.shard_index import checked, shards_listed
+from pretrain.tar_index import ORIGINAL_BYTES, index_tar
 from runtime.errors import InputError
 
 MAX_SHARDS = 1_000_000  # that a pattern may name
@@ -26,8 +29,9 @@ MAX_SHARDS = 1_000_000  # that a pattern may name
 class Shards(ImageSource):
     """The images of tar files, in the order of the files and of their members.
 
-    ``files`` are named SHARD.tar/MEMBER. ``shards`` are paths; ``shard``, ``offsets``, ``sizes``
-    and ``given`` (class index or -1) are int64 N.
+    ``files`` are named SHARD.tar/MEMBER. ``shards`` are paths; ``shard``, ``offsets``, ``sizes``,
+    ``given`` (class index or -1) and ``originals`` (as of :class:`TarIndex`) are int64 N.
+    ``names`` are those of the classes, where the shards' index file knows them.
     """
 
     root: Path
@@ -37,6 +41,9 @@ class Shards(ImageSource):
     offsets: np.ndarray
     sizes: np.ndarray
     given: np.ndarray
+    originals: np.ndarray
+    names: tuple[str, ...] = ()
+    open_files: OpenFiles = field(default_factory=OpenFiles, compare=False, repr=False)
 
     @classmethod
     def scan(cls, shards: Sequence[Path], root: Path) -> Shards:
@@ -47,6 +54,7 @@ class Shards(ImageSource):
                 f"{len(missing)} of {len(shards)} shards are not there, the first is "
                 f"{str(missing[0])!r}"
             )
+        beside = checked(shards)
         names: list[str] = []
         indices = []
         for path in shards:
@@ -63,32 +71,51 @@ class Shards(ImageSource):
             np.concatenate([index.offsets for index in indices]),
             np.concatenate([index.sizes for index in indices]),
             np.concatenate([index.classes for index in indices]),
+            np.concatenate([index.originals for index in indices]),
+            beside[0].classes if len({index.classes for index in beside}) == 1 else (),
         )
 
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``. InputError where that fails."""
-        path, size = self.shards[self.shard[index]], int(self.sizes[index])
+        return self.open_files.read(*self._place(index))
+
+    def pixels(self, index: int) -> np.ndarray:
+        """As of any source; raw pixels are read from the disk where they are looked at."""
+        if not self.files[index].endswith(raw.SUFFIX):
+            return super().pixels(index)
         try:
-            with open(path, "rb", buffering=0) as stream:
-                content = os.pread(stream.fileno(), size, int(self.offsets[index]))
-        except OSError as error:
-            raise of_the_storage(path, error) from error
-        if len(content) != size:
-            raise InputError(f"{str(path)!r} has become shorter since this run began")
-        return content
+            return raw.parse(self.open_files.view(*self._place(index)))
+        except ValueError as error:
+            raise UnreadableImageError(str(self.root / self.files[index]), str(error)) from error
+
+    def sha256(self, index: int) -> bytes:
+        """SHA-256 (32 bytes) of the file that image ``index`` was made from, by ``KEY.sha256``."""
+        if self.originals[index] < 0:
+            return super().sha256(index)
+        path, offset = self.shards[self.shard[index]], int(self.originals[index])
+        text = self.open_files.read(path, offset, ORIGINAL_BYTES)
+        try:
+            return bytes.fromhex(text.decode("ascii"))
+        except ValueError as error:
+            raise InputError(f"{self.files[index]!r}: KEY.sha256 is damaged: {text!r}") from error
+
+    def _place(self, index: int) -> tuple[Path, int, int]:
+        return self.shards[self.shard[index]], int(self.offsets[index]), int(self.sizes[index])
 
     def file_sizes(self) -> list[int]:
         """Bytes of each image."""
         return self.sizes.tolist()
 
     def class_names(self) -> list[str]:
-        """Class indices from the ``.cls`` members, as text that sorts like the numbers."""
+        """Classes by the ``.cls`` members: their names, or numbers as text that sorts like them."""
         if (self.given < 0).any():
             first = self.files[int(np.argmax(self.given < 0))]
             raise InputError(
                 f"{first!r} in {str(self.root)!r} has no class: supervised training needs "
                 "KEY.cls beside KEY.jpg"
             )
+        if self.given.max() < len(self.names):
+            return [self.names[value] for value in self.given]
         width = len(str(self.given.max()))
         return [f"{value:0{width}d}" for value in self.given]
 
@@ -101,7 +128,13 @@ class Shards(ImageSource):
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The tar files in ``folder``, sorted. InputError where one of a numbered row is missing."""
+    """The tar files in ``folder``: those of its ``shards.json``, or all, sorted.
+
+    InputError where one of a numbered row is missing.
+    """
+    listed = shards_listed(folder)
+    if listed is not None:
+        return listed
     paths = sorted(folder.glob("*.tar"))
     numbers: dict[tuple[str, str], list[int]] = {}
     for path in paths:

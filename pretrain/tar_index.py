@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from pretrain import raw
 from pretrain.decode import MAX_BYTES
 from runtime.errors import InputError
 from runtime.files import atomic_write
@@ -24,10 +25,19 @@ from runtime.image_files import IMAGE_SUFFIXES
 
 log = logging.getLogger("moco")
 
-VERSION = 1  # of the cached index and of the rules of this file
+VERSION = 2  # of the cached index and of the rules of this file
 CLASS_SUFFIX = ".cls"  # WebDataset's: the class index as text
 MAX_CLASS_BYTES = 20
+ORIGINAL_SUFFIX = ".sha256"  # of the file that the image was made from, as text
+ORIGINAL_BYTES = 64
 MAX_PADDING = 1 << 20  # zeros after the last member
+_SUFFIXES = {
+    "image": IMAGE_SUFFIXES,
+    "raw": (raw.SUFFIX,),
+    "class": (CLASS_SUFFIX,),
+    "original": (ORIGINAL_SUFFIX,),
+}
+_ARRAYS = ("offsets", "sizes", "classes", "originals")
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,14 @@ class TarIndex:
         names: of the members, N.
         offsets, sizes: of their bytes in the tar file, int64 N.
         classes: index given by WebDataset's ``KEY.cls``, int64 N; -1 without one.
+        originals: offsets of ``KEY.sha256``, int64 N; -1 without one.
     """
 
     names: tuple[str, ...]
     offsets: np.ndarray
     sizes: np.ndarray
     classes: np.ndarray
+    originals: np.ndarray
 
 
 def index_tar(path: Path) -> TarIndex:
@@ -74,46 +86,69 @@ def _cache_file(path: Path) -> Path:
 
 def _save(path: Path, index: TarIndex) -> None:
     names = np.frombuffer(os.fsencode("\0".join(index.names)), dtype=np.uint8)
+    arrays = {field: getattr(index, field) for field in _ARRAYS}
     with atomic_write(path) as stream:
-        np.savez(
-            stream, names=names, offsets=index.offsets, sizes=index.sizes, classes=index.classes
-        )
+        np.savez(stream, names=names, **arrays)
 
 
 def _load(path: Path) -> TarIndex:
     with np.load(path, allow_pickle=False) as values:
         names = tuple(os.fsdecode(values["names"].tobytes()).split("\0"))
-        index = TarIndex(names, values["offsets"], values["sizes"], values["classes"])
-    if not len(names) == len(index.offsets) == len(index.sizes) == len(index.classes):
+        arrays = {field: values[field] for field in _ARRAYS}
+    if any(len(array) != len(names) for array in arrays.values()):
         raise ValueError("arrays of unequal length")
-    return index
+    return TarIndex(names, **arrays)
 
 
 def _scan(path: Path) -> TarIndex:
-    images: dict[str, tuple[int, int]] = {}
-    classes: dict[str, int] = {}
+    found: dict[str, dict[str, tarfile.TarInfo]] = {kind: {} for kind in _SUFFIXES}
     with open(path, "rb") as stream:
         for member in _members(path, stream):
-            name, base = member.name, member.name.rpartition("/")[2]
-            is_image = name.lower().endswith(IMAGE_SUFFIXES)
-            if (
-                member.isdir()
-                or base.startswith(".")
-                or not (is_image or name.endswith(CLASS_SUFFIX))
-            ):
+            kind = _kind(member)
+            if kind is None:
                 continue
             _check_member(path, stream, member)
-            if name in images:
-                raise InputError(f"{str(path)!r} holds {name!r} twice: make the shard anew")
-            if is_image:
-                images[name] = member.offset_data, member.size
-            else:
-                classes[_key(name)] = _class(path, stream, member)
+            if member.name in found[kind]:
+                raise InputError(f"{str(path)!r} holds {member.name!r} twice: make the shard anew")
+            found[kind][member.name] = member
+        classes = {_key(name): _class(path, stream, m) for name, m in found["class"].items()}
+        images = found["image"] | _raw_images(path, stream, found)
     if not images:
-        raise InputError(f"{str(path)!r} holds no images: looked for {' '.join(IMAGE_SUFFIXES)}")
-    places = np.array(list(images.values()), dtype=np.int64)
-    of_each = np.array([classes.get(_key(name), -1) for name in images], dtype=np.int64)
-    return TarIndex(tuple(images), places[:, 0], places[:, 1], of_each)
+        known = " ".join((*IMAGE_SUFFIXES, raw.SUFFIX))
+        raise InputError(f"{str(path)!r} holds no images: looked for {known}")
+    originals = {_key(name): member.offset_data for name, member in found["original"].items()}
+    members = sorted(images.values(), key=lambda member: member.offset_data)
+    keys = [_key(member.name) for member in members]
+    return TarIndex(
+        tuple(member.name for member in members),
+        np.array([member.offset_data for member in members], dtype=np.int64),
+        np.array([member.size for member in members], dtype=np.int64),
+        np.array([classes.get(key, -1) for key in keys], dtype=np.int64),
+        np.array([originals.get(key, -1) for key in keys], dtype=np.int64),
+    )
+
+
+def _kind(member: tarfile.TarInfo) -> str | None:
+    """Which of ``_SUFFIXES`` the member belongs to; None: to nobody."""
+    name = member.name.lower()
+    if member.isdir() or name.rpartition("/")[2].startswith("."):
+        return None
+    return next((kind for kind, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
+
+
+def _raw_images(
+    path: Path, stream: IO[bytes], found: dict[str, dict[str, tarfile.TarInfo]]
+) -> dict[str, tarfile.TarInfo]:
+    """The .npy members that are images: beside a JPEG, say, they are something about it."""
+    with_image = {_key(name) for name in found["image"]}
+    images = {name: m for name, m in found["raw"].items() if _key(name) not in with_image}
+    for name, member in images.items():
+        head = os.pread(stream.fileno(), raw.HEADER_BYTES, member.offset_data)
+        try:
+            raw.shape(head, member.size)
+        except ValueError as error:
+            raise InputError(f"{name!r} in {str(path)!r} is no image: {error}") from error
+    return images
 
 
 def _members(path: Path, stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:

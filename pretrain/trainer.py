@@ -247,7 +247,7 @@ class _Run:
 
     @cached_property
     def _seen(self) -> SeenImages:
-        return SeenImages.of(len(self.folder.files), self.folder.read)
+        return SeenImages.of(len(self.folder.files), self.folder.sha256)
 
     def _set_lr(self, step: int) -> float:
         lr = schedule.rate(self.cfg.SOLVER, step, self.steps_per_epoch)

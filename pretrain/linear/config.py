@@ -114,7 +114,7 @@ def seen_test_images(cfg: CfgNode, test: ImageSource, seen: SeenImages | None) -
     """
     if seen is None:
         return None
-    found = seen.among(test.files, test.read)
+    found = seen.among(test.files, test.sha256)
     if found and not cfg.DATA.ALLOW_SEEN:
         raise InputError(
             f"{seen.sentence(found, len(test.files))}: take others, or allow it with "

@@ -414,7 +414,7 @@ def test_test_images_of_the_pretraining_are_refused(
 ) -> None:
     test = ImageFolder.scan(folders[1])
     state = torch.load(checkpoint, weights_only=True)
-    state["seen_images"] = SeenImages.of(2, test.read).to_dict(tensor=True)
+    state["seen_images"] = SeenImages.of(2, test.sha256).to_dict(tensor=True)
     torch.save(state, checkpoint)
     with pytest.raises(InputError, match="2 of 7 test images were among the images of pretraining"):
         run(folders, checkpoint, tmp_path / "run")

@@ -18,6 +18,7 @@ from convert.to_detectron2 import convert_file
 from pretrain.config import load_cfg
 from pretrain.trainer import pretrain
 from runtime.errors import InputError
+from runtime.files import sha256
 from transfer.engines.embedded.engine import EmbeddedEngine
 from transfer.run.finetune import finetune
 from transfer.run.job import Job, Options
@@ -92,8 +93,8 @@ def test_test_images_among_the_pretraining_images(
     assert len(remembered.digests) == min(26, most)
 
     leaking = job(world, weights=str(tmp_path / "moco.pkl"))
-    tested = [(world / f"voc/JPEGImages/{i}.jpg").read_bytes() for i in (6, 7)]
-    seen = sum(seen_images.digest(content) in remembered.digests for content in tested)
+    tested = [bytes.fromhex(sha256(world / f"voc/JPEGImages/{i}.jpg")) for i in (6, 7)]
+    seen = sum(seen_images.digest(each) in remembered.digests for each in tested)
     with pytest.raises(InputError, match=f"{seen} of 2 test images were among the images of pre"):
         finetune(leaking)
     assert not (world / "run").exists()

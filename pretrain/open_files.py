@@ -1,0 +1,85 @@
+"""Files that stay open while many images are read from them."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import resource
+import weakref
+from pathlib import Path
+
+from pretrain.images import of_the_storage
+from runtime.errors import InputError
+
+MOST = 256  # files open at a time in a process
+AHEAD = 32 << 20  # bytes that the disk is asked for before they are needed
+
+
+class OpenFiles:
+    """The files read last, at most ``MOST`` of them; each is opened when it is first read.
+
+    With ``ahead``, for reading in about the order of the bytes, the disk is always some way before
+    the reader. A copy in another process opens its own.
+    """
+
+    def __init__(self, ahead: bool = False) -> None:
+        self.ahead = ahead
+        # a mapped file has two descriptors
+        most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._open = functools.lru_cache(most)(_File)
+
+    def __reduce__(self) -> tuple[type, tuple[bool]]:
+        return type(self), (self.ahead,)
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """A copy of ``size`` bytes. InputError where that fails."""
+        try:
+            content = os.pread(self._file(path, offset).descriptor, size, offset)
+        except OSError as error:
+            raise of_the_storage(path, error) from error
+        _check_length(path, content, size)
+        return content
+
+    def view(self, path: Path, offset: int, size: int) -> memoryview:
+        """``size`` bytes in the system's own cache of the file, read when they are looked at.
+
+        InputError where that fails. The file must not become shorter as long as the view is used.
+        """
+        try:
+            content = self._file(path, offset).mapped[offset : offset + size]
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            raise InputError(f"cannot read {str(path)!r}: {error}") from error
+        _check_length(path, content, size)
+        return content
+
+    def _file(self, path: Path, offset: int) -> _File:
+        file = self._open(path)
+        if self.ahead:
+            file.ask_ahead(offset)
+        return file
+
+
+class _File:
+    """One open file; closed when nothing refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+        self._asked = 0  # up to this byte
+
+    @functools.cached_property
+    def mapped(self) -> memoryview:
+        return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
+
+    def ask_ahead(self, offset: int) -> None:
+        """Have the disk read what comes in the next ``AHEAD`` bytes, without waiting for it."""
+        if offset + AHEAD // 2 < self._asked or not hasattr(os, "posix_fadvise"):
+            return
+        os.posix_fadvise(self.descriptor, self._asked, AHEAD, os.POSIX_FADV_WILLNEED)
+        self._asked += AHEAD
+
+
+def _check_length(path: Path, content: bytes | memoryview, size: int) -> None:
+    if len(content) != size:
+        raise InputError(f"{str(path)!r} has become shorter since this run began")

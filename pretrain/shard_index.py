@@ -1,0 +1,162 @@
+"""``shards.json`` beside shards: what belongs to the set, so that nothing is missing unnoticed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+from runtime.files import sha256, write_text
+from runtime.progress import Bar
+
+NAME = "shards.json"
+UNFINISHED = "unfinished.jsonl"  # while shards are being made
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard: its file, and what was left out of it.
+
+    ``bytes`` are of the file, ``sha256`` hexadecimal, ``unreadable`` (name, reason) of images.
+    """
+
+    name: str
+    images: int
+    bytes: int
+    sha256: str
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Shard:
+        """Of JSON. KeyError, TypeError or ValueError where it is malformed."""
+        name, images, size = str(values["name"]), int(values["images"]), int(values["bytes"])
+        if "/" in name or name.startswith("."):
+            raise ValueError(f"{name!r} is no file name")
+        unreadable = tuple((str(image), str(reason)) for image, reason in values["unreadable"])
+        return cls(name, images, size, str(values["sha256"]), unreadable)
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the file is there, byte for byte."""
+        path = folder / self.name
+        return path.is_file() and path.stat().st_size == self.bytes and sha256(path) == self.sha256
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Attributes:
+    made_with: the options and the source's fingerprint; the same give the same bytes.
+    classes: their names in the order of the class indices; () without classes.
+    shards: all of the set.
+    """
+
+    made_with: dict[str, Any]
+    classes: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def images(self) -> int:
+        """In all shards."""
+        return sum(shard.images for shard in self.shards)
+
+    @classmethod
+    def read(cls, folder: Path) -> ShardIndex | None:
+        """That of ``folder``; None without one. InputError where it is damaged."""
+        path = folder / NAME
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_bytes())
+            if values["format"] != FORMAT:
+                raise ValueError(f"format {values['format']!r}, not {FORMAT}")
+            return cls(
+                dict(values["made_with"]),
+                tuple(str(name) for name in values["classes"]),
+                tuple(Shard.from_dict(shard) for shard in values["shards"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{str(path)!r} is damaged ({error!r}): make the shards anew"
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """As ``shards.json`` in ``folder``."""
+        values = {"format": FORMAT, "images": self.images, **asdict(self)}
+        write_text(folder / NAME, json.dumps(values, indent=1) + "\n")
+
+
+def shards_listed(folder: Path) -> list[Path] | None:
+    """The shards of ``folder`` by its ``shards.json``; None without one.
+
+    InputError where other tar files lie there, or the set is not finished.
+    """
+    index = _finished(folder)
+    if index is None:
+        return None
+    listed = {shard.name for shard in index.shards}
+    extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed)
+    if extra:
+        raise InputError(f"{str(folder)!r} holds {extra[0]!r}, of which its {NAME} knows nothing")
+    return [folder / shard.name for shard in index.shards]
+
+
+def checked(shards: Sequence[Path]) -> list[ShardIndex]:
+    """The indices that lie beside ``shards``.
+
+    InputError for the first shard that is not listed or has another size.
+    """
+    indices = []
+    for folder in dict.fromkeys(path.parent for path in shards):
+        index = _finished(folder)
+        if index is None:
+            continue
+        indices.append(index)
+        sizes = {shard.name: shard.bytes for shard in index.shards}
+        for path in (path for path in shards if path.parent == folder):
+            if path.name not in sizes:
+                raise InputError(f"{str(path)!r} is not listed in the {NAME} beside it")
+            size = path.stat().st_size
+            if size != sizes[path.name]:
+                raise InputError(
+                    f"{str(path)!r} has {size} bytes, {sizes[path.name]} by the {NAME} beside it: "
+                    "copy it or make it anew"
+                )
+    return indices
+
+
+def verify(folder: str | os.PathLike[str]) -> ShardIndex:
+    """Compare the SHA-256 of all shards of ``folder``. InputError where one differs or is missing.
+
+    With a progress bar on a terminal.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"{str(path)!r} is not a folder of shards")
+    index = ShardIndex.read(path)
+    if shards_listed(path) is None or index is None:
+        raise InputError(f"{str(path)!r} has no {NAME}, which tools/make_shards.py writes")
+    wrong = []
+    with Bar("shards", len(index.shards)) as bar:
+        for number, shard in enumerate(index.shards, start=1):
+            if not shard.is_in(path):
+                wrong.append(shard.name)
+            bar.show(number)
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of {len(index.shards)} shards in {str(path)!r} are damaged or missing, "
+            f"the first is {wrong[0]!r}: run tools/make_shards.py as before, it makes them again"
+        )
+    return index
+
+
+def _finished(folder: Path) -> ShardIndex | None:
+    if (folder / UNFINISHED).exists():
+        raise InputError(
+            f"the shards in {str(folder)!r} are not finished: run tools/make_shards.py as before, "
+            "it goes on"
+        )
+    return ShardIndex.read(folder)

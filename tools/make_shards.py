@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Turn images into WebDataset shards for pretraining, or verify such shards."""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from pretrain.make_shards import make_shards
+from pretrain.shard_content import DEFAULT_QUALITY, DEFAULT_SIZE, FORMATS, Options
+from pretrain.shard_index import ShardIndex, verify
+from pretrain.unreadable import LIST
+from runtime.errors import exit_code
+
+EXAMPLE = """examples:
+  python tools/make_shards.py ~/imagenet/train ~/shards
+  python tools/make_shards.py ~/imagenet/train ~/shards256 --short-side 256 --format raw
+  python tools/make_shards.py --verify ~/shards
+
+then: python tools/pretrain.py ... DATA.ROOT ~/shards. Run it again after a kill: it goes on."""
+
+
+def options(args: argparse.Namespace) -> Options:
+    quality = args.quality
+    if quality is None:
+        quality = DEFAULT_QUALITY if args.short_side and args.format == "jpeg" else 0
+    seed = None if args.no_shuffle else args.seed
+    return Options(args.format, args.short_side or 0, quality, args.shard_size, seed)
+
+
+def report(folder: str, index: ShardIndex, what: str) -> None:
+    gigabytes = sum(shard.bytes for shard in index.shards) / 1e9
+    print(f"{folder}: {what} {len(index.shards)} shards, {index.images} images, {gigabytes:.3g} GB")
+    left_out = sum(len(shard.unreadable) for shard in index.shards)
+    if left_out:
+        print(f"{left_out} unreadable images were left out: {Path(folder) / LIST}")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.verify is not None:
+        report(args.verify, verify(args.verify), "verified")
+        return
+    skip, workers = args.skip_unreadable, args.workers
+    report(
+        args.output, make_shards(args.source, args.output, options(args), skip, workers), "wrote"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", nargs="?", help="folder of images, list or shards, as of DATA.ROOT")
+    add("output", nargs="?", metavar="OUT_DIR", help="folder for the shards")
+    add("--verify", metavar="DIR", help="compare the shards in DIR with their checksums instead")
+    add("--format", choices=FORMATS, default="jpeg", help="jpeg: files as they are; raw: pixels")
+    add("--short-side", type=int, metavar="PIXELS", help="make larger images smaller")
+    add("--quality", type=int, help=f"of JPEGs made smaller (default {DEFAULT_QUALITY})")
+    add("--shard-size", type=int, default=DEFAULT_SIZE, metavar="IMAGES")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--seed", type=int, default=0, help="of the order of the images")
+    order.add_argument("--no-shuffle", action="store_true", help="in the order of the source")
+    add("--skip-unreadable", action="store_true", help="leave such images out, and list them")
+    add("--workers", type=int, default=-1, help="processes (default: one a core, at most 8)")
+    arguments = parser.parse_args()
+    if (arguments.verify is None) == (arguments.output is None):
+        parser.error("name SOURCE and OUT_DIR, or --verify DIR")
+    sys.exit(exit_code(lambda: main(arguments)))
