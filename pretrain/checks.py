@@ -18,6 +18,7 @@ from pretrain.augment import PIPELINES
 from pretrain.bn_groups import RUNNING_STATS
 from pretrain.dictionaries import DICTIONARIES
 from pretrain.images import ImageSource
+from pretrain.order import window_of
 from pretrain.precision import has_bfloat16
 from pretrain.schedule import total_steps
 from runtime.config import leaves, short
@@ -80,6 +81,7 @@ RULES: dict[str, Rule] = {
     "MODEL.SHUFFLE_BN": _ANY,
     "DATA.ROOT": _ANY,
     "DATA.PIPELINE": _one_of(*PIPELINES),
+    "DATA.SHUFFLE_WINDOW": _at_least(0),
     "DATA.NUM_WORKERS": _at_least(-1),
     "DATA.MAX_UNREADABLE": _within(0, 1),
     "VIEWS.CROP_SIZE": _at_least(1),
@@ -159,6 +161,7 @@ def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
             f"SOLVER.BATCH_SIZE {batch} does not divide into BN groups of {group} on {world_size} "
             f"process(es){in_parts}: make it a multiple of {group * world_size * parts}"
         )
+    window_of(folder, cfg.DATA.SHUFFLE_WINDOW)
     if cfg.METHOD == "moco":
         _check_moco(cfg, count)
 
@@ -202,6 +205,12 @@ def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
         yield f"SOLVER.WARMUP_STEPS {solver.WARMUP_STEPS} are most of the run's {steps} steps"
     if solver.AMP and not has_bfloat16(run_device(cfg.DEVICE)):
         yield "SOLVER.AMP bf16 where the processor has no bfloat16: right, but many times slower"
+    window, batch = cfg.DATA.SHUFFLE_WINDOW, solver.BATCH_SIZE
+    if 0 < window < 10 * batch:
+        yield (
+            f"DATA.SHUFFLE_WINDOW {window} is {window / batch:.1f} batches: images that lie "
+            "together in a shard meet again in every epoch"
+        )
     key = "MAX_STEPS" if solver.MAX_STEPS else "EPOCHS"
     late = [milestone for milestone in solver.MILESTONES if milestone >= solver[key]]
     if solver.SCHEDULE == "multistep" and late:

@@ -15,6 +15,7 @@ from pretrain.augment import PIPELINES
 from pretrain.augment.on_device import finish
 from pretrain.augment.rows import pack
 from pretrain.images import ImageSource, UnreadableImageError
+from pretrain.order import Window, permutation
 from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
@@ -146,8 +147,8 @@ class ViewDataset(Dataset):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) pairs of this rank's share of every global batch from ``start_step`` on.
 
-    Each epoch is a permutation of all images; the incomplete last batch is dropped, as in the
-    official code. Rank r of W takes the r-th part of each global batch.
+    Each epoch is a permutation of all images (:mod:`pretrain.order`); the incomplete last batch is
+    dropped, as in the official code. Rank r of W takes the r-th part of each global batch.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        window: Window | None = None,
     ) -> None:
         self.count = count
         self.batch_size = batch_size
@@ -167,6 +169,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.start_step = start_step
         self.rank = rank
         self.world_size = world_size
+        self.window = window
 
     def __len__(self) -> int:
         return self.total_steps - self.start_step
@@ -178,7 +181,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         for step in range(self.start_step, self.total_steps):
             epoch, position = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
-                order = generator(self.seed, "sample order", epoch).permutation(self.count)
+                order = permutation(self.count, self.seed, epoch, self.window)
                 order_epoch = epoch
             first = position * self.batch_size + self.rank * share
             yield [(epoch, int(index)) for index in order[first : first + share]]

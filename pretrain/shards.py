@@ -102,6 +102,10 @@ class Shards(ImageSource):
     def _place(self, index: int) -> tuple[Path, int, int]:
         return self.shards[self.shard[index]], int(self.offsets[index]), int(self.sizes[index])
 
+    def images_in_shards(self) -> list[int]:
+        """Number of images of each shard."""
+        return np.bincount(self.shard, minlength=len(self.shards)).tolist()
+
     def file_sizes(self) -> list[int]:
         """Bytes of each image."""
         return self.sizes.tolist()

@@ -25,6 +25,7 @@ from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
 from pretrain.methods import Method, SupervisedMethod
 from pretrain.monitor import Monitor
+from pretrain.order import window_of
 from pretrain.pictures import save_views
 from pretrain.precision import set_computation
 from pretrain.saving import FINAL, Saver
@@ -174,6 +175,7 @@ class _Run:
             self.start,
             rank(),
             world_size(),
+            window_of(self.folder, cfg.DATA.SHUFFLE_WINDOW),
         )
         workers = loader_workers(self.cfg.DATA.NUM_WORKERS)
         return build_loader(dataset, batches, workers), dataset
