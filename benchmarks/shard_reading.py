@@ -56,14 +56,14 @@ def measure(folder: str, rounds: int) -> list[str]:
         times = interleave(
             {name: both(work, walls[name]) for name, work in measures.items()}, rounds
         )
-    head = f"| {len(shuffled)} images, in us each | CPU | wall | files' CPU / this | files' wall / this |"
+    each = 1e6 / len(shuffled)
+    head = f"| {len(shuffled)} images, us each | CPU | wall | files' CPU / this | wall / this |"
     lines = [head, "|---|---|---|---|---|"]
     for name, timing in times.items():
         cpu = ratio(times["files"].seconds, timing.seconds)
         wall = ratio(walls["files"], walls[name])
-        each = 1e6 / len(shuffled)
-        middle = statistics.median(walls[name])
-        lines.append(f"| {name} | {timing.median * each:.1f} | {middle * each:.1f} | {cpu} | {wall} |")
+        figures = f"{timing.median * each:.1f} | {statistics.median(walls[name]) * each:.1f}"
+        lines.append(f"| {name} | {figures} | {cpu} | {wall} |")
     return lines
 
 

@@ -29,6 +29,7 @@ WRONG = {
     "MODEL.BN_GROUP_SIZE": [1],
     "MODEL.RUNNING_STATS": ["last"],
     "DATA.PIPELINE": ["fastest"],
+    "DATA.SHUFFLE_WINDOW": [-1],
     "DATA.NUM_WORKERS": [-2],
     "DATA.MAX_UNREADABLE": [-0.1, 1.5, NAN],
     "VIEWS.CROP_SIZE": [0],
