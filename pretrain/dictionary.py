@@ -28,3 +28,17 @@ def enqueue_(queue: torch.Tensor, pointer: torch.Tensor, keys: torch.Tensor) -> 
     ) % size
     queue[:, columns] = kept.T.to(queue.dtype)
     pointer.copy_((pointer + count) % size)
+
+
+def newest(
+    queue: torch.Tensor, pointer: torch.Tensor, count: int, skip: int
+) -> torch.Tensor | None:
+    """The ``count`` keys, count x dim, that came before the newest ``skip`` ones; None if gone.
+
+    ``queue`` and ``pointer`` as of :func:`enqueue_`.
+    """
+    size = queue.shape[1]
+    if count + skip > size:
+        return None
+    columns = (pointer - skip - count + torch.arange(count, device=queue.device)) % size
+    return queue[:, columns].T

@@ -16,6 +16,7 @@ from torchvision.models.resnet import ResNet
 
 from pretrain.bn_groups import grouped_norm
 from pretrain.data import Batch, normalise
+from pretrain.dictionary import newest
 from pretrain.encoder import build_encoder
 from pretrain.moco import MoCo
 
@@ -56,6 +57,13 @@ class Method(ABC):
 
         None: to nobody.
         """
+
+    def keys_before(self, count: int) -> torch.Tensor | None:
+        """After a step on ``count`` images: the keys of the batch before it, ``count`` x C.
+
+        None for a method that does not keep them.
+        """
+        return None
 
 
 class MoCoMethod(Method):
@@ -102,6 +110,10 @@ class MoCoMethod(Method):
     def watch(self, observer: Observer | None) -> None:
         """Queries and keys as they enter the loss."""
         self.moco.observer = observer
+
+    def keys_before(self, count: int) -> torch.Tensor | None:
+        """The queue still has them where it holds two batches."""
+        return newest(self.moco.queue, self.moco.queue_ptr, count, skip=count)
 
 
 class SupervisedMethod(Method):

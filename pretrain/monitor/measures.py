@@ -56,15 +56,20 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def retrieval(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def retrieval(a: torch.Tensor, b: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
     """Percent of rows of ``a`` whose nearest among all rows of ``b`` is their own partner.
+
+    With ``others``, N x C: row i of them takes the place of row i of ``b`` for all rows but the
+    i-th, so that there are as many to choose from.
 
     ``a`` and ``b`` are unit features N x C of two views of N images; chance is 100 / N. The nearest
     has the largest inner product; a tie counts for as much as a random pick among the equal ones
     would win, so that a collapsed encoder scores at chance.
     """
     similarity = a.float() @ b.float().T
-    own = similarity.diagonal()[:, None]
+    own = similarity.diagonal()[:, None].clone()
+    if others is not None:
+        similarity = (a.float() @ others.float().T).diagonal_scatter(own[:, 0])
     is_best = (similarity <= own).all(1)
     return (is_best / (similarity == own).sum(1)).mean() * 100
 

@@ -41,8 +41,9 @@ class Signals:
         """After a step that was listened to: its figures, the same on every rank.
 
         ``grad_norm``; where there are queries and keys also ``alignment``, ``uniformity``,
-        ``spread`` and ``rank`` of the queries, and ``batch_acc1``: percent of the queries whose key
-        is the nearest among the keys of their own global batch.
+        ``spread`` and ``rank`` of the queries, and two percentages of queries whose own key is the
+        nearest: ``batch_acc1`` among the keys of their own global batch; where the method still has
+        them, ``before_acc1`` among the others' places taken by the keys of the batch before.
         """
         values = {"grad_norm": measures.gradient_norm(self.method.model.parameters())}
         if self._pairs:
@@ -54,6 +55,9 @@ class Signals:
                 "spread": measures.feature_spread(q),
                 "rank": measures.effective_rank(q),
             }
+            before = self.method.keys_before(len(q))
+            if before is not None:
+                values["before_acc1"] = measures.retrieval(q, k, before)
         return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
     def judge(self, done: int, figures: Mapping[str, float]) -> str:

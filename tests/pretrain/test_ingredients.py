@@ -15,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from pretrain import schedule
 from pretrain.bn_groups import GroupedBatchNorm2d, calls_as_one
-from pretrain.dictionary import enqueue_
+from pretrain.dictionary import enqueue_, newest
 from pretrain.encoder import build_encoder
 from pretrain.info_nce import info_nce_logits
 from pretrain.knn import knn_accuracy
@@ -40,6 +40,20 @@ def test_queue_is_a_fifo_that_wraps(size: int, batches: list[int]) -> None:
         enqueue_(queue, pointer, torch.tensor(keys))
     assert queue[0].tolist() == expected
     assert int(pointer) == place % size
+
+
+@given(size=st.integers(1, 12), batches=st.integers(1, 5), batch=st.integers(1, 5))
+def test_the_newest_keys_of_a_queue(size: int, batches: int, batch: int) -> None:
+    queue, pointer = torch.zeros(1, size), torch.zeros(1, dtype=torch.long)
+    history = [0.0] * size + [float(i) for i in range(batches * batch)]
+    for keys in torch.tensor(history[size:]).split(batch):
+        enqueue_(queue, pointer, keys[:, None])
+    before = newest(queue, pointer, batch, skip=batch)
+    if 2 * batch > size:
+        assert before is None
+    else:
+        assert before is not None
+        assert before.tolist() == [[key] for key in history[-2 * batch : -batch]]
 
 
 def test_momentum_update() -> None:

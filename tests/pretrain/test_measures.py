@@ -80,6 +80,21 @@ def test_retrieval() -> None:
     assert float(retrieval(A, A.roll(1, 0))) == 0
 
 
+def test_retrieval_among_others() -> None:
+    generator = torch.Generator().manual_seed(5)
+    q, noise, others = (
+        F.normalize(torch.randn(12, 4, generator=generator), dim=1) for _ in range(3)
+    )
+    k = F.normalize(q + noise, dim=1)
+    hits = 0
+    for i in range(12):
+        competitors = [float(q[i] @ others[j]) for j in range(12) if j != i]
+        hits += float(q[i] @ k[i]) > max(competitors)
+    assert 0 < hits < 12
+    assert float(retrieval(q, k, others)) == pytest.approx(100 * hits / 12)
+    assert float(retrieval(q, k, k)) == float(retrieval(q, k))
+
+
 def test_retrieval_of_a_collapsed_encoder_is_chance() -> None:
     same = A[:1].expand(8, 5)
     assert float(retrieval(same, same)) == pytest.approx(100 / 8)

@@ -43,11 +43,13 @@ def test_monitor_changes_nothing(image_folder: Path, tmp_path: Path) -> None:
 
 def test_figures_of_a_run(image_folder: Path, tmp_path: Path) -> None:
     more = ["MONITOR.KNN_DATA", str(image_folder), "MONITOR.PERIOD", "2"]
+    more += ["MODEL.QUEUE_SIZE", "16"]  # two batches: the one before is still there
     run(image_folder, tmp_path / "run", *more)
     steps = [row for row in rows(tmp_path / "run") if "loss" in row]
     assert len(steps) == 9
     assert all(
-        steps[0].keys() >= FIGURES and np.isfinite(list(row.values())).all() for row in steps
+        steps[0].keys() >= FIGURES | {"before_acc1"} and np.isfinite(list(row.values())).all()
+        for row in steps
     )
     measured = {row["iteration"]: row for row in rows(tmp_path / "run") if "loss" not in row}
     assert list(measured) == [5, 8]  # after the second epoch, and at the end
