@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pretrain.augment import PIPELINES
+from pretrain.augment import PIPELINES, fast
 from pretrain.augment.on_device import finish
 from pretrain.augment.rows import pack
 from pretrain.images import ImageSource, UnreadableImageError
@@ -101,6 +101,8 @@ class ViewDataset(Dataset):
         self.seed = seed
         self.labels = labels
         self.pipeline = pipeline
+        if pipeline != "reference":
+            fast.warm_up()  # once, not in each worker
 
     def __getitem__(self, where: tuple[int, int]) -> Sample | InputError:
         unreadable = []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pretrain.augment import reference
+from pretrain.augment import fast, reference
 from pretrain.views import View, ViewRecipe, draw
 
 # (recipe, image uint8 H x W x 3 RGB, view, out uint8 3 x S x S): writes the view to ``out``
@@ -15,7 +15,7 @@ MakeView = Callable[[ViewRecipe, np.ndarray, View, np.ndarray], None]
 # "split" leaves the colours, blur and flip to the training device (on_device.py)
 PIPELINES: dict[str, MakeView] = {
     "reference": reference.make_view,
-    "split": reference.crop_view,
+    "split": fast.crop_view,
 }
 
 

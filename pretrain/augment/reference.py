@@ -11,7 +11,8 @@ from pretrain.views import View, ViewRecipe
 
 def apply(recipe: ViewRecipe, view: View, image: Image.Image) -> Image.Image:
     """Make the view of an RGB image: ``crop_size`` x ``crop_size``, RGB, 8 bit."""
-    out = _crop(recipe, view, image)
+    size = [recipe.crop_size, recipe.crop_size]
+    out = TF.resized_crop(image, *view.crop, size=size)
     if view.grayscale and recipe.grayscale_first:
         out = TF.rgb_to_grayscale(out, num_output_channels=3)
     for operation, factor in view.jitter:
@@ -26,12 +27,3 @@ def apply(recipe: ViewRecipe, view: View, image: Image.Image) -> Image.Image:
 def make_view(recipe: ViewRecipe, image: np.ndarray, view: View, out: np.ndarray) -> None:
     """Write ``view`` of ``image`` (uint8 H x W x 3, RGB) to ``out`` (uint8 3 x S x S)."""
     out[...] = np.asarray(apply(recipe, view, Image.fromarray(image))).transpose(2, 0, 1)
-
-
-def crop_view(recipe: ViewRecipe, image: np.ndarray, view: View, out: np.ndarray) -> None:
-    """As :func:`make_view`, but the resized crop only: nothing flipped, no colour changed."""
-    out[...] = np.asarray(_crop(recipe, view, Image.fromarray(image))).transpose(2, 0, 1)
-
-
-def _crop(recipe: ViewRecipe, view: View, image: Image.Image) -> Image.Image:
-    return TF.resized_crop(image, *view.crop, size=[recipe.crop_size, recipe.crop_size])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain.augment import batched_ops, on_device
+from pretrain.augment import PIPELINES, MakeView, batched_ops, on_device
 from pretrain.augment.on_device import finish
-from pretrain.augment.reference import crop_view, make_view
+from pretrain.augment.reference import make_view
 from pretrain.augment.rows import WIDTH, pack, unpack
 from pretrain.images import ImageFolder, UnreadableImageError
 from pretrain.sources import open_source
@@ -75,15 +75,22 @@ def views(recipe: ViewRecipe, kind: str) -> list[View]:
     ]
 
 
-def made(make, recipe: ViewRecipe, kind: str, some: list[View]) -> np.ndarray:
+def pillow_crop(recipe: ViewRecipe, image: np.ndarray, view: View, out: np.ndarray) -> None:
+    """What workers hand over, but to the last bit as the reference resizes."""
+    make_view(recipe, image, View(view.crop, (), False, None, False), out)
+
+
+def made(make: MakeView, recipe: ViewRecipe, kind: str, some: list[View]) -> np.ndarray:
     out = np.empty((COUNT, 3, recipe.crop_size, recipe.crop_size), dtype=np.uint8)
     for image, view, pixels in zip(images(kind), some, out, strict=True):
         make(recipe, image, view, pixels)
     return out
 
 
-def finished(recipe: ViewRecipe, kind: str, some: list[View]) -> np.ndarray:
-    crops = torch.from_numpy(made(crop_view, recipe, kind, some))
+def finished(
+    recipe: ViewRecipe, kind: str, some: list[View], crop: MakeView = PIPELINES["split"]
+) -> np.ndarray:
+    crops = torch.from_numpy(made(crop, recipe, kind, some))
     return finish(crops, rows_of(recipe, some)).numpy()
 
 
@@ -103,9 +110,11 @@ def passes_the_gate(ours: np.ndarray, expected: np.ndarray) -> bool:
 def test_pixels_are_pillows(name: str, kind: str) -> None:
     recipe = RECIPES[name]
     some = views(recipe, kind)
-    ours, expected = finished(recipe, kind, some), made(make_view, recipe, kind, some)
-    assert passes_the_gate(ours, expected)
-    # and far better, since Pillow's roundings are kept: only hues on a boundary differ
+    expected = made(make_view, recipe, kind, some)
+    assert passes_the_gate(finished(recipe, kind, some), expected)
+    # Of the same crops the pixels are Pillow's, since its roundings are kept; but where a hue lies
+    # on the boundary of two whole numbers
+    ours = finished(recipe, kind, some, pillow_crop)
     assert abs(ours.astype(float) - expected).mean() < 0.02
 
 
@@ -137,7 +146,8 @@ def test_wrong_orders_and_operations_left_out_are_noticed(name: str) -> None:
         ours = finished(recipe, "generated", [changed(view, wrong) for view in some])
         assert not passes_the_gate(ours, expected), what
     other = dataclasses.replace(recipe, grayscale_first=not recipe.grayscale_first)
-    assert (finished(other, "generated", some) != expected).mean() > 0.005
+    ours = finished(other, "generated", some, pillow_crop)
+    assert abs(ours.astype(float) - expected).mean() > 0.2
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "v1", "v2"])
@@ -166,7 +176,7 @@ def test_levels_kept_between_operations_are_noticed(
 def test_a_view_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES[name]
     some = views(recipe, "generated")
-    crops = torch.from_numpy(made(crop_view, recipe, "generated", some))
+    crops = torch.from_numpy(made(pillow_crop, recipe, "generated", some))
     rows = rows_of(recipe, some)
     together = finish(crops, rows)
     alone = torch.cat([finish(*pair) for pair in zip(crops.split(1), rows.split(1), strict=True)])
@@ -225,7 +235,7 @@ def test_odd_files(where: str, tmp_path: Path) -> None:
             view = draw(recipe, image.shape[1], image.shape[0], generator(6, "test", number))
             expected, crop = np.empty((2, 3, SIDE, SIDE), dtype=np.uint8)
             make_view(recipe, image, view, expected)
-            crop_view(recipe, image, view, crop)
+            PIPELINES["split"](recipe, image, view, crop)
             ours = finish(torch.from_numpy(crop[None]), rows_of(recipe, [view]))[0].numpy()
             assert passes_the_gate(ours, expected), (name, view)
     assert readable == len(source.files) if where == "generated" else readable > 2

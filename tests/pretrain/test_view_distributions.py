@@ -20,8 +20,11 @@ from conftest import ROOT
 from PIL import Image, ImageFilter
 from scipy import stats
 from torchvision import transforms
+from torchvision.transforms import functional as TF
 
-from pretrain.augment.reference import apply
+from pretrain.augment import PIPELINES
+from pretrain.augment.on_device import finish
+from pretrain.augment.rows import WIDTH, pack
 from pretrain.config import load_cfg, view_recipe
 from pretrain.sources import open_source
 from pretrain.views import ViewRecipe, draw
@@ -204,25 +207,36 @@ def measure(image: Image.Image) -> list[float]:
     return [*pixels.mean((0, 1)), grey.std(), saturation, np.log(gradient + 1e-3)]
 
 
-def ours(of: ViewRecipe, images: list[Image.Image]) -> np.ndarray:
+def ours(of: ViewRecipe, images: list[Image.Image], pipeline: str = "reference") -> np.ndarray:
     """Images x views x measures."""
     of = dataclasses.replace(of, crop_size=SIDE)
-    return np.array(
-        [
-            [
-                measure(apply(of, draw(of, *image.size, generator(2, "test", i, j)), image))
-                for j in range(VIEWS_EACH)
-            ]
-            for i, image in enumerate(images)
-        ]
-    )
+    pixels = np.empty((len(images), VIEWS_EACH, 3, SIDE, SIDE), dtype=np.uint8)
+    rows = np.empty((len(images), VIEWS_EACH, WIDTH), dtype=np.float32)
+    for i, image in enumerate(images):
+        for j in range(VIEWS_EACH):
+            view = draw(of, *image.size, generator(2, "test", i, j))
+            PIPELINES[pipeline](of, np.asarray(image), view, pixels[i, j])
+            rows[i, j] = pack(of, view)
+    views = torch.from_numpy(pixels).flatten(0, 1)
+    if pipeline == "split":
+        views = finish(views, torch.from_numpy(rows).flatten(0, 1))
+    measures = [measure(TF.to_pil_image(view)) for view in views]
+    return np.array(measures).reshape(len(images), VIEWS_EACH, -1)
 
 
-def theirs(name: str, images: list[Image.Image]) -> np.ndarray:
+@cache
+def pictures(kind: str) -> list[Image.Image]:
+    return noise_images() if kind == "noise" else real_images()
+
+
+@cache
+def theirs(name: str, images: str) -> np.ndarray:
     torch.manual_seed(3)
     random.seed(3)
     transform = official(name, SIDE)
-    return np.array([[measure(transform(image)) for _ in range(VIEWS_EACH)] for image in images])
+    return np.array(
+        [[measure(transform(image)) for _ in range(VIEWS_EACH)] for image in pictures(images)]
+    )
 
 
 def smallest_p(left: np.ndarray, right: np.ndarray) -> float:
@@ -235,12 +249,12 @@ def smallest_p(left: np.ndarray, right: np.ndarray) -> float:
 
 @pytest.mark.parametrize("images", ["noise", "real"])
 @pytest.mark.parametrize("name", ["v1", "v2"])
-def test_pixels_are_distributed_as_torchvisions(name: str, images: str) -> None:
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_pixels_are_distributed_as_torchvisions(pipeline: str, name: str, images: str) -> None:
     if images == "real" and not REAL.is_dir():
         pytest.skip(f"needs {REAL}")
-    pictures = noise_images() if images == "noise" else real_images()
-    expected = theirs(name, pictures)
-    assert smallest_p(ours(recipe(name), pictures), expected) > SMALLEST_P
+    expected = theirs(name, images)
+    assert smallest_p(ours(recipe(name), pictures(images), pipeline), expected) > SMALLEST_P
     wrong = {
         "other recipe": V1 if name == "v2" else V2,
         "no jitter": dataclasses.replace(recipe(name), jitter_prob=0.0),
@@ -248,4 +262,4 @@ def test_pixels_are_distributed_as_torchvisions(name: str, images: str) -> None:
         "more blur": dataclasses.replace(recipe(name), blur_prob=1.0),
     }
     for what, of in wrong.items():
-        assert smallest_p(ours(of, pictures), expected) < SMALLEST_P / 10, what
+        assert smallest_p(ours(of, pictures(images), pipeline), expected) < SMALLEST_P / 10, what
