@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pretrain.augment import PIPELINES, fast
 from pretrain.augment.on_device import finish
-from pretrain.augment.rows import pack
+from pretrain.augment.rows import WIDTH, pack
 from pretrain.images import ImageSource, UnreadableImageError
 from pretrain.order import Window, permutation
 from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
-from runtime.stopping import leave_to_main
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -78,12 +75,12 @@ class Sample(NamedTuple):
         return list(finish(torch.stack(self.views), self.rows))
 
 
-class ViewDataset(Dataset):
+class ViewDataset:
     """``dataset[epoch, index]``: the views of image ``index`` in that epoch.
 
     Another image takes the place of an unreadable one, with its own label; which one is a function
     of (seed, epoch, index), and the views are drawn as for that place, so that they repeat nothing.
-    An InputError is returned, not raised: in a worker its one line would drown in a traceback.
+    InputError where the storage fails, or the images in its place are unreadable, too.
     """
 
     def __init__(
@@ -104,40 +101,61 @@ class ViewDataset(Dataset):
         if pipeline != "reference":
             fast.warm_up()  # once, not in each worker
 
-    def __getitem__(self, where: tuple[int, int]) -> Sample | InputError:
-        unreadable = []
-        for candidate in self._candidates(*where):
+    def __getitem__(self, where: tuple[int, int]) -> Sample:
+        size = self.recipe.crop_size
+        views = np.empty((self.view_count, 3, size, size), dtype=np.uint8)
+        rows = np.empty((self.view_count, self.row_width), dtype=np.float32)
+        image_index, unreadable = self.write(*where, views, rows)
+        return Sample(
+            list(torch.from_numpy(views)),
+            self.label(image_index),
+            image_index,
+            unreadable,
+            torch.from_numpy(rows) if self.row_width else None,
+        )
+
+    @property
+    def row_width(self) -> int:
+        """Numbers that say what is left to do with a view; 0 where it is finished."""
+        return WIDTH if self.pipeline == "split" else 0
+
+    def write(
+        self, epoch: int, index: int, views: np.ndarray, rows: np.ndarray
+    ) -> tuple[int, list[tuple[str, str]]]:
+        """Write views and what is left to do with them to ``views`` and ``rows``.
+
+        uint8 view_count x 3 x S x S and float32 view_count x ``row_width``. Returns which image
+        they are of, and name and reason of those that it took the place of.
+        """
+        unreadable: list[tuple[str, str]] = []
+        for candidate in self._candidates(epoch, index):
             try:
                 image = self.source.pixels(candidate)
             except UnreadableImageError as error:
                 unreadable.append((self.source.files[candidate], error.reason))
-            except InputError as error:
-                return error
-            else:
-                views, rows = self._views(image, *where)
-                label = self.labels[candidate] if self.labels is not None else -1
-                return Sample(views, label, candidate, unreadable, rows)
+                continue
+            for number in range(self.view_count):
+                rng = generator(self.seed, "augmentation", epoch, index, number)
+                self._make(image, rng, views[number], rows[number])
+            return candidate, unreadable
         name, reason = unreadable[0]
-        return InputError(
+        raise InputError(
             f"cannot read image {name!r} ({reason}), nor {REPLACEMENTS} others drawn in its place: "
             f"look at the images of {str(self.source.root)!r}"
         )
 
-    def _views(
-        self, image: np.ndarray, *place: int
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    def label(self, index: int) -> int:
+        """Class of image ``index``; -1 without classes."""
+        return self.labels[index] if self.labels is not None else -1
+
+    def _make(
+        self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray, row: np.ndarray
+    ) -> None:
         height, width = image.shape[:2]
-        views = [
-            draw(self.recipe, width, height, generator(self.seed, "augmentation", *place, number))
-            for number in range(self.view_count)
-        ]
-        size = self.recipe.crop_size
-        out = torch.empty(self.view_count, 3, size, size, dtype=torch.uint8)
-        for view, pixels in zip(views, out.numpy(), strict=True):
-            PIPELINES[self.pipeline](self.recipe, image, view, pixels)
-        if self.pipeline != "split":
-            return list(out), None
-        return list(out), torch.from_numpy(np.stack([pack(self.recipe, view) for view in views]))
+        view = draw(self.recipe, width, height, rng)
+        PIPELINES[self.pipeline](self.recipe, image, view, out)
+        if self.row_width:
+            row[:] = pack(self.recipe, view)
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
@@ -146,7 +164,7 @@ class ViewDataset(Dataset):
             yield int(rng.integers(len(self.source.files)))
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
+class EpochBatches:
     """The (epoch, index) pairs of this rank's share of every global batch from ``start_step`` on.
 
     Each epoch is a permutation of all images (:mod:`pretrain.order`); the incomplete last batch is
@@ -166,6 +184,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.count = count
         self.batch_size = batch_size
+        self.share = batch_size // world_size  # images of a batch on this rank
         self.total_steps = total_steps
         self.seed = seed
         self.start_step = start_step
@@ -178,46 +197,14 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps_per_epoch = self.count // self.batch_size
-        share = self.batch_size // self.world_size
         order, order_epoch = np.empty(0, dtype=np.int64), -1
         for step in range(self.start_step, self.total_steps):
             epoch, position = divmod(step, steps_per_epoch)
             if epoch != order_epoch:
                 order = permutation(self.count, self.seed, epoch, self.window)
                 order_epoch = epoch
-            first = position * self.batch_size + self.rank * share
-            yield [(epoch, int(index)) for index in order[first : first + share]]
-
-
-def collate(samples: list[Sample | InputError]) -> Batch | InputError:
-    """Stack samples to a :class:`Batch`; the first InputError among them instead, if any."""
-    good = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        good.append(sample)
-    views, labels, indices, unreadable, rows = zip(*good, strict=True)
-    return Batch(
-        tuple(torch.stack(view) for view in zip(*views, strict=True)),
-        torch.tensor(labels),
-        torch.tensor(indices),
-        tuple(itertools.chain.from_iterable(unreadable)),
-        None if rows[0] is None else torch.stack(rows, 1),
-    )
-
-
-def build_loader(dataset: ViewDataset, batches: EpochBatches, num_workers: int) -> DataLoader:
-    """DataLoader over the whole run; the number of workers changes speed and nothing else."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_to_main,
-        # Workers draw nothing from torch's global generator; a fixed generator keeps it untouched.
-        generator=torch.Generator().manual_seed(0),
-    )
+            first = position * self.batch_size + self.rank * self.share
+            yield [(epoch, int(index)) for index in order[first : first + self.share]]
 
 
 def normalise(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:

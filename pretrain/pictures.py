@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms import functional as TF
 
 from pretrain.data import ViewDataset
-from runtime.errors import InputError
 from runtime.files import atomic_write
 
 VIEW_ROWS, VIEW_EPOCHS = 8, 2
@@ -30,8 +29,6 @@ def save_views(dataset: ViewDataset, path: Path) -> None:
         row: list[Image.Image | None] = []
         for epoch in range(VIEW_EPOCHS):
             sample = dataset[epoch, index]
-            if isinstance(sample, InputError):
-                raise sample
             if not row:
                 image = dataset.source.load(sample.image_index)
                 image.thumbnail((size, size))

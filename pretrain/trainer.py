@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch.utils.data import DataLoader
 
 from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
-from pretrain.data import EpochBatches, ViewDataset, build_loader
+from pretrain.data import EpochBatches, ViewDataset
 from pretrain.dictionaries import contrastive_method
 from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
+from pretrain.loader import Loader
 from pretrain.methods import Method, SupervisedMethod
 from pretrain.monitor import Monitor
 from pretrain.order import window_of
@@ -161,7 +161,7 @@ class _Run:
         log.info("finished: %s", self.output / FINAL)
         return self.output / FINAL
 
-    def _data(self) -> tuple[DataLoader, ViewDataset]:
+    def _data(self) -> tuple[Loader, ViewDataset]:
         labels = self.folder.labels() if self.method.name == "supervised" else None
         cfg, views = self.cfg, self.method.view_count
         dataset = ViewDataset(
@@ -178,7 +178,7 @@ class _Run:
             window_of(self.folder, cfg.DATA.SHUFFLE_WINDOW),
         )
         workers = loader_workers(self.cfg.DATA.NUM_WORKERS)
-        return build_loader(dataset, batches, workers), dataset
+        return Loader(dataset, batches, workers, self.device), dataset
 
     def _write_beginning(self, dataset: ViewDataset) -> None:
         cfg = self.cfg
@@ -202,22 +202,19 @@ class _Run:
         )
         log.info("what the augmentation does to these images: %s", self.output / "views.png")
 
-    def _loop(self, loader: DataLoader, writer: MetricsWriter | None) -> None:
+    def _loop(self, loader: Loader, writer: MetricsWriter | None) -> None:
         model = data_parallel(self.method.model)
         take_step = Step(
             self.method, model, self.optimizer, self.device, self.cfg.SOLVER.ACCUMULATE
         )
         progress = Progress(self.start, self.total_steps)
-        batches = iter(loader)
-        with stoppable() as stop, self._saver() as saver:
+        with stoppable() as stop, self._saver() as saver, closing(iter(loader)) as batches:
             watch = StepWatch(stop)
             for step in range(self.start, self.total_steps):
                 lr = self._set_lr(step)
                 before = time.perf_counter()
                 batch = next(batches)
                 progress.waited(time.perf_counter() - before)
-                if isinstance(batch, InputError):
-                    raise batch
                 self.unreadable.note(batch.unreadable)
                 done = step + 1
                 save = saver.due(done)

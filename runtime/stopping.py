@@ -8,6 +8,7 @@ process at once.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -22,6 +23,7 @@ from runtime.distributed import world_size
 from runtime.errors import SIGNALLED, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PARENT_CHECKED = 1.0  # seconds between two looks whether it lives
 SAME_SIGNAL = 1.0  # seconds: torchrun passes on to its processes what the terminal has sent them
 
 
@@ -67,17 +69,22 @@ def leave_to_main(_worker: int = 0) -> None:
     """Ignore the signals in a process that loads data: they go to the whole group of a run.
 
     Only its parent's SIGTERM ends it: a parent that fails sends it, and then waits for the end.
+    And its parent's death, however sudden.
     """
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_with_parent(starter: int) -> None:
+    """``starter`` is the parent itself, or the server that forks for it and ends with it."""
+    parent = multiprocessing.parent_process()
+    while os.getppid() == starter and (parent is None or parent.is_alive()):
+        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECKED)
+        if received and received.si_pid in (starter, parent and parent.pid):
+            break
     os._exit(0)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from convert.reading import read_checkpoint
 from pretrain import schedule
 from pretrain.checks import check_values
-from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
+from pretrain.data import Batch, EpochBatches, ViewDataset
 from pretrain.images import ImageSource, UnreadableImageError
 from pretrain.linear import state
 from pretrain.linear.config import LINEAR_RULES, check, seen_test_images, test_labels, view_recipe
@@ -29,6 +29,7 @@ from pretrain.linear.network import (
     check_unchanged,
     without_classifier,
 )
+from pretrain.loader import Loader
 from pretrain.sources import open_source
 from runtime import checkpoints, rundir
 from runtime.config import dump
@@ -188,27 +189,26 @@ class _Run:
         count, batch_size = len(self.train.files), cfg.SOLVER.BATCH_SIZE
         where = (self.start, rank(), world_size())
         batches = EpochBatches(count, batch_size, self.total_steps, cfg.SEED, *where)
-        loader = iter(build_loader(dataset, batches, self.workers))
+        loader = Loader(dataset, batches, self.workers, self.device)
         progress = Progress(self.start, self.total_steps)
-        for step in range(self.start, self.total_steps):
-            before = time.perf_counter()
-            batch = next(loader)
-            progress.waited(time.perf_counter() - before)
-            if isinstance(batch, InputError):
-                raise batch
-            if batch.unreadable:  # labelled images are not replaced: their number is the result's
-                raise UnreadableImageError(*batch.unreadable[0])
-            loss = self._step(model, batch, step)
-            done = step + 1
-            if done % cfg.LOG_PERIOD == 0 or done == self.total_steps:
-                self._log(writer, progress, done, loss)
-            if done % self.steps_per_epoch == 0:
-                self._test(writer, done, frozen_test)
-            number = stop.signal()
-            if done % self.steps_per_epoch == 0 or number:
-                self._save(done)
-            if number:
-                raise stopped(number, done)
+        with contextlib.closing(iter(loader)) as made:
+            for step in range(self.start, self.total_steps):
+                before = time.perf_counter()
+                batch = next(made)
+                progress.waited(time.perf_counter() - before)
+                if batch.unreadable:  # labelled images count: none is replaced
+                    raise UnreadableImageError(*batch.unreadable[0])
+                loss = self._step(model, batch, step)
+                done = step + 1
+                if done % cfg.LOG_PERIOD == 0 or done == self.total_steps:
+                    self._log(writer, progress, done, loss)
+                if done % self.steps_per_epoch == 0:
+                    self._test(writer, done, frozen_test)
+                number = stop.signal()
+                if done % self.steps_per_epoch == 0 or number:
+                    self._save(done)
+                if number:
+                    raise stopped(number, done)
 
     def _step(self, model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
         solver = self.cfg.SOLVER

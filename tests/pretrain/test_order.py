@@ -16,7 +16,8 @@ from test_trainer import run, tiny
 from pretrain import open_files
 from pretrain.checks import doubts
 from pretrain.config import load_cfg
-from pretrain.data import EpochBatches, ViewDataset, build_loader
+from pretrain.data import EpochBatches, ViewDataset
+from pretrain.loader import Loader
 from pretrain.open_files import OpenFiles
 from pretrain.order import Window, permutation, window_of
 from pretrain.shards import Shards
@@ -123,7 +124,7 @@ def batches(source: Shards, workers: int, start: int = 0) -> list[bytes]:
     sampler = EpochBatches(24, 4, 12, 7, start, window=window)
     return [
         b"".join(view.numpy().tobytes() for view in (batch.indices, *batch.views))
-        for batch in build_loader(dataset, sampler, workers)
+        for batch in Loader(dataset, sampler, workers)
     ]
 
 

@@ -12,8 +12,9 @@ from conftest import write_images
 from PIL import Image
 
 from pretrain.augment.reference import apply
-from pretrain.data import EpochBatches, ViewDataset, build_loader, normalise
+from pretrain.data import EpochBatches, ViewDataset, normalise
 from pretrain.images import ImageFolder
+from pretrain.loader import Loader
 from pretrain.views import View, ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
@@ -56,7 +57,7 @@ def collected(folder: Path, workers: int, world: int, start: int = 0) -> list[to
     """The global batches of six steps (two epochs), put together from all ranks."""
     dataset = ViewDataset(ImageFolder.scan(folder), ViewRecipe(8, blur_prob=0.5), 2, 7, None)
     ranks = [
-        list(build_loader(dataset, EpochBatches(24, 8, 6, 7, start, r, world), workers))
+        list(Loader(dataset, EpochBatches(24, 8, 6, 7, start, r, world), workers))
         for r in range(world)
     ]
     return [

@@ -16,8 +16,9 @@ from sources_synthetic import KINDS, as_source, write_tar
 from test_trainer import run
 
 from pretrain import tar_index
-from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
+from pretrain.data import Batch, EpochBatches, ViewDataset
 from pretrain.images import ImageFolder
+from pretrain.loader import Loader
 from pretrain.shards import expand
 from pretrain.sources import open_source
 from pretrain.views import ViewRecipe
@@ -65,7 +66,7 @@ def loaded(root: Path, workers: int, world: int, start: int = 0) -> list[list[Ba
     source = open_source(root)
     dataset = ViewDataset(source, ViewRecipe(8, blur_prob=0.5), 2, 7, source.labels())
     ranks = [
-        list(build_loader(dataset, EpochBatches(24, 8, STEPS, 7, start, rank, world), workers))
+        list(Loader(dataset, EpochBatches(24, 8, STEPS, 7, start, rank, world), workers))
         for rank in range(world)
     ]
     return [list(step) for step in zip(*ranks, strict=True)]

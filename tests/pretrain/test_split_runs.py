@@ -19,8 +19,9 @@ from test_on_device import pillow_crop
 from test_trainer import CONFIG, run, tiny
 
 from pretrain.augment import PIPELINES
-from pretrain.data import Batch, EpochBatches, ViewDataset, build_loader
+from pretrain.data import Batch, EpochBatches, ViewDataset
 from pretrain.images import ImageFolder
+from pretrain.loader import Loader
 from pretrain.views import ViewRecipe
 
 RECIPE = ViewRecipe(24, grayscale_first=False, jitter_prob=0.8, blur_prob=0.5)
@@ -34,7 +35,7 @@ def losses(output: Path) -> list[float]:
 
 def batches(folder: Path, pipeline: str, workers: int = 0) -> list[Batch]:
     dataset = ViewDataset(ImageFolder.scan(folder), RECIPE, 2, 7, None, pipeline)
-    return [batch.finished() for batch in build_loader(dataset, EpochBatches(24, 8, 6, 7), workers)]
+    return [batch.finished() for batch in Loader(dataset, EpochBatches(24, 8, 6, 7), workers)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -52,7 +53,7 @@ def test_batches_are_those_of_the_reference(image_folder: Path, workers: int) ->
 
 def test_moving_a_batch_leaves_its_views_to_be_finished(image_folder: Path) -> None:
     dataset = ViewDataset(ImageFolder.scan(image_folder), RECIPE, 2, 7, None, "split")
-    batch = next(iter(build_loader(dataset, EpochBatches(24, 8, 6, 7), 0)))
+    batch = next(iter(Loader(dataset, EpochBatches(24, 8, 6, 7), 0)))
     moved = batch.to(torch.device("cpu"))
     assert moved.rows is batch.rows is not None
     assert batch.rows.shape[:2] == (2, 8)

@@ -1,0 +1,137 @@
+"""Batches for the trainer, in order, made ahead of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+
+from pretrain.data import Batch, EpochBatches, ViewDataset
+from pretrain.ring import BatchSize, Ring, Slot
+from pretrain.to_gpu import ToGPU, page_locked
+from pretrain.workers import START, InThisProcess, Makers, Part, Report, Workers
+from runtime.errors import InputError
+
+PART, MOST_PARTS = 16, 32
+LENT = 2  # batches that the trainer holds: the one it is done with, and the one it is given
+AHEAD = 2  # batches and parts
+
+
+class Loader:
+    """Iterates over this rank's batches of a run.
+
+    What it gives is a function of ``dataset`` and ``batches`` alone. Raises InputError where images
+    cannot be read, and RuntimeError where a worker died or failed, in the place of that batch. The
+    batches lie in the memory of a :class:`Ring`; who keeps more than two of them gets copies.
+    """
+
+    def __init__(
+        self,
+        dataset: ViewDataset,
+        batches: EpochBatches,
+        num_workers: int,
+        device: torch.device | None = None,
+        start_method: str = START,
+    ) -> None:
+        self.dataset, self.batches, self.num_workers = dataset, batches, num_workers
+        self.device, self.start_method = device or torch.device("cpu"), start_method
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        cuts = _cuts(self.batches.share)
+        ahead = _ahead(len(cuts), self.num_workers)
+        data, images = self.dataset, self.batches.share
+        size = BatchSize(images, data.view_count, data.recipe.crop_size, data.row_width)
+        ring = Ring(ahead + LENT, size)
+        with contextlib.ExitStack() as stack:
+            makers = stack.enter_context(contextlib.closing(self._makers(ring)))
+            made = _made(self.batches, ring, makers, cuts, ahead)
+            if self.device.type == "cuda":
+                stack.enter_context(page_locked(ring.memory()))
+                to_gpu = stack.enter_context(contextlib.closing(ToGPU(self.device)))
+                made = map(to_gpu, made)
+            yield from made
+
+    def _makers(self, ring: Ring) -> Makers:
+        if not self.num_workers:
+            return InThisProcess(self.dataset, ring)
+        return Workers(self.dataset, ring, self.num_workers, self.start_method)
+
+
+@dataclass
+class _Making:
+    """A batch in the making."""
+
+    slot: int
+    left: int  # parts that are not finished
+    reports: list[Report] = field(default_factory=list)
+
+    def take(self, report: Report) -> None:
+        self.left -= 1
+        self.reports.append(report)
+
+    def unreadable(self) -> tuple[tuple[str, str], ...]:
+        """In the order of the batch. Raises the first problem."""
+        self.reports.sort()
+        for report in self.reports:
+            if report.problem is not None:
+                problem = report.problem
+                raise problem if isinstance(problem, InputError) else RuntimeError(problem)
+        return tuple(chain.from_iterable(report.unreadable for report in self.reports))
+
+
+def _made(
+    batches: EpochBatches, ring: Ring, makers: Makers, cuts: list[tuple[int, int]], ahead: int
+) -> Iterator[Batch]:
+    """Have up to ``ahead`` batches made at a time, and give each when its turn has come."""
+    order, making = iter(batches), deque[_Making]()
+    while True:
+        while len(making) < ahead and (places := next(order, None)) is not None:
+            slot = ring.free.popleft()
+            ring.arrays(slot).places[:] = places
+            making.append(_Making(slot, len(cuts)))
+            for first, stop in cuts:
+                makers.make(Part(slot, first, stop))
+        if not making:
+            return
+        _finish(making, makers)
+        finished = making.popleft()
+        unreadable = finished.unreadable()
+        # not more than LENT are out when this one is given away, or else it is a copy
+        kept = ring.count - len(ring.free) - len(making) > LENT
+        yield _batch((ring.copy if kept else ring.lend)(finished.slot), unreadable)
+
+
+def _finish(making: deque[_Making], makers: Makers) -> None:
+    """Take reports until the first batch is whole; at least once, to hear of deaths."""
+    by_slot = {one.slot: one for one in making}
+    while True:
+        for report in makers.reports(block=making[0].left > 0):
+            by_slot[report.part.slot].take(report)
+        if not making[0].left:
+            return
+
+
+def _batch(slot: Slot, unreadable: tuple[tuple[str, str], ...]) -> Batch:
+    return Batch(
+        tuple(torch.from_numpy(view) for view in slot.views),
+        torch.from_numpy(slot.labels),
+        torch.from_numpy(slot.indices),
+        unreadable,
+        # a copy: on its way to a GPU, a batch leaves its slot before its views are finished
+        torch.from_numpy(slot.rows.copy()) if slot.rows.size else None,
+    )
+
+
+def _cuts(images: int) -> list[tuple[int, int]]:
+    """The parts of a batch: (first, stop)."""
+    length = max(PART, -(-images // MOST_PARTS))
+    return [(first, min(first + length, images)) for first in range(0, images, length)]
+
+
+def _ahead(parts: int, workers: int) -> int:
+    """Batches in the making at a time, so that each worker always finds a next part."""
+    return max(AHEAD, -(-AHEAD * workers // parts)) if workers else 1
