@@ -48,7 +48,7 @@ def default_cfg() -> CfgNode:
                 # In how many images shards are shuffled, read in the order of their bytes, for
                 # disks with slow random access; 0: each epoch shuffles all images
                 "SHUFFLE_WINDOW": 0,
-                "NUM_WORKERS": -1,  # -1: one a core, at most 8
+                "NUM_WORKERS": -1,  # processes that make views; -1: one a core, at most 16
                 # Share of unreadable images that stops the run, but at least 3 may be; 0: none may
                 "MAX_UNREADABLE": 0.001,
             },

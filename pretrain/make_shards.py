@@ -35,7 +35,7 @@ def make_shards(
 
     A folder where an earlier call with the same images and options was killed is finished: its
     shards that are whole stay. ``skip`` leaves unreadable images out and lists them; ``workers`` is
-    the number of processes, -1: one a core, at most 8. Neither changes the bytes of a shard.
+    the number of processes, -1: one a core, at most 16. Neither changes the bytes of a shard.
 
     InputError, before anything is written, for wrong options, other files in ``output``, or shards
     made of other images or with other options; later where an image cannot be read.

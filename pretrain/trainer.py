@@ -19,6 +19,7 @@ from pretrain import checkpoint, schedule
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
 from pretrain.data import EpochBatches, ViewDataset
+from pretrain.data_wait import WaitingNoted
 from pretrain.dictionaries import contrastive_method
 from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
@@ -34,7 +35,7 @@ from pretrain.step import Step
 from pretrain.unreadable import UnreadableImages, allowed
 from runtime import checkpoints, rundir
 from runtime.config import dump
-from runtime.device import loader_workers, run_device
+from runtime.device import core_share, loader_workers, run_device
 from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
 from runtime.errors import InputError
 from runtime.files import write_text
@@ -177,7 +178,8 @@ class _Run:
             world_size(),
             window_of(self.folder, cfg.DATA.SHUFFLE_WINDOW),
         )
-        workers = loader_workers(self.cfg.DATA.NUM_WORKERS)
+        workers, gpu = loader_workers(cfg.DATA.NUM_WORKERS), self.device.type == "cuda"
+        self.waiting = WaitingNoted(cfg.DATA.PIPELINE, gpu, workers, core_share())
         return Loader(dataset, batches, workers, self.device), dataset
 
     def _write_beginning(self, dataset: ViewDataset) -> None:
@@ -279,6 +281,7 @@ class _Run:
             *(figures["time"], figures["data_wait"] * 100, left),
             self.monitor.signals.judge(done, signals),
         )
+        self.waiting.report(figures["data_wait"])
 
     def _measure(self, writer: MetricsWriter | None, done: int) -> None:
         """At the end of an epoch. Before the checkpoint: what a kill takes away is made again."""

@@ -64,7 +64,7 @@ if __name__ == "__main__":
     order.add_argument("--seed", type=int, default=0, help="of the order of the images")
     order.add_argument("--no-shuffle", action="store_true", help="in the order of the source")
     add("--skip-unreadable", action="store_true", help="leave such images out, and list them")
-    add("--workers", type=int, default=-1, help="processes (default: one a core, at most 8)")
+    add("--workers", type=int, default=-1, help="processes (default: one a core, at most 16)")
     arguments = parser.parse_args()
     if (arguments.verify is None) == (arguments.output is None):
         parser.error("name SOURCE and OUT_DIR, or --verify DIR")

@@ -47,7 +47,7 @@ def default_cfg() -> CfgNode:
                 "TEST": "",  # the same classes, other images
                 "PIPELINE": "reference",  # how training views are made; see pretrain/augment
                 "ALLOW_SEEN": False,  # test on images of the pretraining, which is too easy
-                "NUM_WORKERS": -1,  # -1: one a core, at most 8
+                "NUM_WORKERS": -1,  # -1: one a core, at most 16
             },
             "VIEWS": {
                 "CROP_SIZE": 224,  # tests: short side CROP_SIZE * 8 / 7 (256), central crop
