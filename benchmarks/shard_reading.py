@@ -2,17 +2,18 @@
 
     python benchmarks/shard_reading.py FOLDER [--rounds 11]
 
-Both in random order and from the cache of the system; prints a table and writes nothing.
+In random order, and with DATA.SHUFFLE_WINDOW; prints a table and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,11 +27,11 @@ from pretrain.make_shards import make_shards
 from pretrain.order import permutation, window_of
 from pretrain.shard_content import Options
 from pretrain.sources import open_source
-from runtime.randomness import generator
 
 CROP = 160  # of raw pixels: what a view would look at
 IMAGES = 1000
 SHARD = 100  # images: several shards, as in a large set
+WINDOW = 200  # images
 
 
 def measure(folder: str, rounds: int) -> list[str]:
@@ -39,36 +40,52 @@ def measure(folder: str, rounds: int) -> list[str]:
         make_shards(folder, f"{place}/jpeg", Options(shard_size=SHARD))
         make_shards(folder, f"{place}/raw", Options(format="raw", shard_size=SHARD))
         files, jpeg, raw = map(open_source, (folder, f"{place}/jpeg", f"{place}/raw"))
-        streamed = open_source(f"{place}/jpeg")
+        ahead = open_source(f"{place}/jpeg")
         count = len(files.files)
-        shuffled = generator(0, "reading").permutation(count)[:IMAGES]
-        window = permutation(count, 0, 0, window_of(streamed, 10 * SHARD))[:IMAGES]
-        measures = {
-            "files": reader(files, files.read, shuffled),
-            "JPEG shards": reader(jpeg, jpeg.read, shuffled),
-            "JPEG shards, window": reader(streamed, streamed.read, window),
-            "raw shards, a crop": reader(raw, lambda i: crop(raw, i), shuffled),
-            "files, decoded": reader(files, files.pixels, shuffled),
+        shuffled = permutation(count, 0, 0)[:IMAGES]
+        streamed = permutation(count, 0, 0, window_of(ahead, WINDOW))[:IMAGES]
+        memory = {
+            "files": reader(files.read, shuffled),
+            "JPEG shards": reader(jpeg.read, shuffled),
+            "JPEG shards, window": reader(ahead.read, streamed),
+            "raw shards, a crop": reader(lambda i: crop(raw, i), shuffled),
         }
-        for work in measures.values():
-            work()
-        walls: dict[str, list[float]] = {name: [] for name in measures}
-        times = interleave(
-            {name: both(work, walls[name]) for name, work in measures.items()}, rounds
-        )
-    each = 1e6 / len(shuffled)
-    head = f"| {len(shuffled)} images, us each | CPU | wall | files' CPU / this | wall / this |"
-    lines = [head, "|---|---|---|---|---|"]
+        paths = [files.root / name for name in files.files]
+        disk = {
+            "files": (reader(files.read, shuffled), paths),
+            "JPEG shards": (reader(jpeg.read, shuffled), jpeg.shards),
+            "JPEG shards, window": (reader(ahead.read, streamed), ahead.shards),
+        }
+        return [
+            *table("from memory", {name: (work, []) for name, work in memory.items()}, rounds),
+            *table("from the disk", disk, rounds),
+        ]
+
+
+def table(
+    where: str, tasks: dict[str, tuple[Callable[[], None], Sequence[Path]]], rounds: int
+) -> list[str]:
+    """Of each task, after the files beside it have been dropped from memory."""
+    walls: dict[str, list[float]] = {name: [] for name in tasks}
+    measures = {name: both(*task, walls[name]) for name, task in tasks.items()}
+    interleave(measures, 1)
+    for wall in walls.values():
+        wall.clear()
+    times = interleave(measures, rounds)
+    lines = [f"| us per image, {where} | CPU | wall | files' CPU / this | files' wall / this |"]
+    lines.append("|---|---|---|---|---|")
     for name, timing in times.items():
         cpu = ratio(times["files"].seconds, timing.seconds)
         wall = ratio(walls["files"], walls[name])
+        each = 1e6 / IMAGES
         figures = f"{timing.median * each:.1f} | {statistics.median(walls[name]) * each:.1f}"
         lines.append(f"| {name} | {figures} | {cpu} | {wall} |")
     return lines
 
 
-def reader(source: ImageSource, read: Callable, order: np.ndarray) -> Callable[[], None]:
-    indices = order.tolist()
+def reader(read: Callable[[int], object], order: np.ndarray) -> Callable[[], None]:
+    """Reads ``IMAGES`` images, again and again the same where there are fewer."""
+    indices = np.resize(order, IMAGES).tolist()
 
     def work() -> None:
         for index in indices:
@@ -78,14 +95,19 @@ def reader(source: ImageSource, read: Callable, order: np.ndarray) -> Callable[[
 
 
 def crop(source: ImageSource, index: int) -> np.ndarray:
+    """What a view looks at; the rest of the image stays unread."""
     pixels = source.pixels(index)
     return pixels[:CROP, :CROP].copy()
 
 
-def both(work: Callable[[], None], walls: list[float]) -> Callable[[], float]:
+def both(work: Callable[[], None], cold: Sequence[Path], walls: list[float]) -> Callable[[], float]:
     """CPU seconds of ``work``; its wall-clock seconds go to ``walls``."""
 
     def run() -> float:
+        for path in cold:
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         before = time.perf_counter()
         seconds = timed(work)
         walls.append(time.perf_counter() - before)

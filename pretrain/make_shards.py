@@ -18,7 +18,7 @@ from pretrain.sources import open_source
 from pretrain.unreadable import LIST
 from runtime.device import loader_workers
 from runtime.errors import InputError
-from runtime.files import atomic_write, write_text
+from runtime.files import atomic_write, remove_leftovers, write_text
 from runtime.progress import Bar
 from runtime.rundir import locked
 
@@ -49,12 +49,19 @@ def make_shards(
     folder = _output(output, source)
     made_with = options.made_with(source.fingerprint())
     _refuse_others(folder, made_with)
-    print(f"{root}: {len(source.files)} images, {len(classes) or 'no'} classes")
+    kinds = f"classes: {len(classes)}" if classes else "without classes"
+    print(f"{root}: {len(source.files)} images, {kinds}")
     if options.short_side:
         print(f"--short-side {options.short_side}: {RECIPE_CHANGES}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make OUT_DIR {output!r}: {error.strerror}") from error
     with locked(folder):
-        finished = _finish(folder, content, made_with, loader_workers(workers))
+        try:
+            finished = _finish(folder, content, made_with, loader_workers(workers))
+        finally:
+            remove_leftovers(folder)  # of a worker that was killed
         index = ShardIndex(made_with, classes, finished)
         _write_unreadable(folder, index)
         index.write(folder)

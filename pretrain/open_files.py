@@ -14,6 +14,7 @@ from runtime.errors import InputError
 
 MOST = 256  # files open at a time in a process
 AHEAD = 32 << 20  # bytes that the disk is asked for before they are needed
+FORGOTTEN = 300  # reads of other files, after which a file is read from its beginning again
 
 
 class OpenFiles:
@@ -25,6 +26,7 @@ class OpenFiles:
 
     def __init__(self, ahead: bool = False) -> None:
         self.ahead = ahead
+        self._reads = 0
         # a mapped file has two descriptors
         most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._open = functools.lru_cache(most)(_File)
@@ -56,7 +58,8 @@ class OpenFiles:
     def _file(self, path: Path, offset: int) -> _File:
         file = self._open(path)
         if self.ahead:
-            file.ask_ahead(offset)
+            self._reads += 1
+            file.ask_ahead(offset, self._reads)
         return file
 
 
@@ -67,13 +70,20 @@ class _File:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.descriptor)
         self._asked = 0  # up to this byte
+        self._last = 0  # read
 
     @functools.cached_property
     def mapped(self) -> memoryview:
         return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
 
-    def ask_ahead(self, offset: int) -> None:
-        """Have the disk read what comes in the next ``AHEAD`` bytes, without waiting for it."""
+    def ask_ahead(self, offset: int, now: int) -> None:
+        """Have the disk read what comes in the next ``AHEAD`` bytes, without waiting for it.
+
+        ``now`` counts the reads of all files: after a long pause it is another epoch.
+        """
+        if now - self._last > FORGOTTEN:
+            self._asked = 0
+        self._last = now
         if offset + AHEAD // 2 < self._asked or not hasattr(os, "posix_fadvise"):
             return
         os.posix_fadvise(self.descriptor, self._asked, AHEAD, os.POSIX_FADV_WILLNEED)

@@ -104,17 +104,23 @@ def shards_listed(folder: Path) -> list[Path] | None:
     return [folder / shard.name for shard in index.shards]
 
 
-def checked(shards: Sequence[Path]) -> list[ShardIndex]:
-    """The indices that lie beside ``shards``.
+def common_classes(indices: Sequence[ShardIndex | None]) -> tuple[str, ...]:
+    """Names of the classes, if all of ``indices`` agree on them; else ()."""
+    found = {index.classes if index else () for index in indices}
+    return found.pop() if len(found) == 1 else ()
+
+
+def checked(shards: Sequence[Path]) -> list[ShardIndex | None]:
+    """The indices that lie beside ``shards``, folder by folder; None where one has none.
 
     InputError for the first shard that is not listed or has another size.
     """
     indices = []
     for folder in dict.fromkeys(path.parent for path in shards):
         index = _finished(folder)
+        indices.append(index)
         if index is None:
             continue
-        indices.append(index)
         sizes = {shard.name: shard.bytes for shard in index.shards}
         for path in (path for path in shards if path.parent == folder):
             if path.name not in sizes:

@@ -18,7 +18,7 @@ import numpy as np
 from pretrain import raw
 from pretrain.images import ImageSource, UnreadableImageError
 from pretrain.open_files import OpenFiles
-from pretrain.shard_index import checked, shards_listed
+from pretrain.shard_index import checked, common_classes, shards_listed
 from pretrain.tar_index import ORIGINAL_BYTES, index_tar
 from runtime.errors import InputError
 
@@ -72,7 +72,7 @@ class Shards(ImageSource):
             np.concatenate([index.sizes for index in indices]),
             np.concatenate([index.classes for index in indices]),
             np.concatenate([index.originals for index in indices]),
-            beside[0].classes if len({index.classes for index in beside}) == 1 else (),
+            common_classes(beside),
         )
 
     def read(self, index: int) -> bytes:

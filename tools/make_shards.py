@@ -31,8 +31,8 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def report(folder: str, index: ShardIndex, what: str) -> None:
-    gigabytes = sum(shard.bytes for shard in index.shards) / 1e9
-    print(f"{folder}: {what} {len(index.shards)} shards, {index.images} images, {gigabytes:.3g} GB")
+    size = sum(shard.bytes for shard in index.shards) / 1e6
+    print(f"{folder}: {what} {len(index.shards)} shards, {index.images} images, {size:,.1f} MB")
     left_out = sum(len(shard.unreadable) for shard in index.shards)
     if left_out:
         print(f"{left_out} unreadable images were left out: {Path(folder) / LIST}")

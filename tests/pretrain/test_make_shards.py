@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -20,12 +21,15 @@ import pytest
 from conftest import ROOT, write_images
 from PIL import Image
 from sources_synthetic import write_tar
+from test_trainer import run
 
 from convert.seen_images import SeenImages
 from pretrain import raw
 from pretrain.images import ImageFolder
+from pretrain.linear.config import default_cfg as linear_cfg
+from pretrain.linear.config import seen_test_images
 from pretrain.make_shards import make_shards
-from pretrain.shard_content import Options
+from pretrain.shard_content import Content, Options
 from pretrain.shard_index import verify
 from pretrain.sources import open_source
 from runtime.errors import InputError
@@ -169,6 +173,16 @@ def test_pretraining_images_are_recognised_in_any_shards(
     assert not seen.among(others.files, others.sha256)
 
 
+def test_a_test_image_is_refused_though_shards_held_it_smaller(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    make_shards(str(image_folder), str(tmp_path / "out"), SMALL)
+    state = run(tmp_path / "out", tmp_path / "run", "SOLVER.EPOCHS", "1")
+    seen = SeenImages.from_dict(state["seen_images"], "checkpoint")
+    with pytest.raises(InputError, match="24 of 24 test images were among the images of pretrain"):
+        seen_test_images(linear_cfg(), ImageFolder.scan(image_folder), seen)
+
+
 def test_odd_names(tmp_path: Path) -> None:
     write_images(tmp_path / "plain", 8)
     photos = [path.read_bytes() for path in sorted((tmp_path / "plain").iterdir())]
@@ -237,6 +251,30 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "shards are there and whole" in done.stdout
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_full_disk_and_a_killed_worker_leave_nothing_half_written(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        f"ulimit -f 20; {sys.executable} tools/make_shards.py {image_folder} {out} --format raw",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"error: cannot write .*shard-000000.tar': File too large\n", done.stderr)
+    assert files(out).keys() == {"unfinished.jsonl"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Content, "_key", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(InputError, match="a worker process was killed"):
+            make_shards(str(image_folder), str(out), Options(format="raw"))
+    assert files(out).keys() == {"unfinished.jsonl"}
+    make_shards(str(image_folder), str(out), Options(format="raw"))
+    assert files(out).keys() == {"shard-000000.tar", "shards.json"}
 
 
 def test_a_damaged_or_missing_shard_is_found_and_made_again(

@@ -201,6 +201,28 @@ def test_few_files_are_open_and_each_is_opened_once(
             read(tmp_path / "none", 0, 1)
 
 
+def test_the_disk_is_always_asked_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_files, "AHEAD", 1000)
+    asked = []
+    monkeypatch.setattr(open_files.os, "posix_fadvise", lambda _, *rest: asked.append(rest[:2]))
+    (tmp_path / "x").write_bytes(bytes(5000))
+    (tmp_path / "y").write_bytes(bytes(10))
+    files = OpenFiles(ahead=True)
+    for epoch in range(2):
+        rng = np.random.default_rng(epoch)
+        asked.clear()
+        for start in range(0, 4800, 20):
+            files.read(tmp_path / "x", start + int(rng.integers(200)), 1)
+            assert sum(length for _, length in asked) >= min(start + 400, 5000)
+        assert asked == [(start, 1000) for start in range(0, 1000 * len(asked), 1000)]
+        assert len(asked) in (5, 6)
+        for _ in range(open_files.FORGOTTEN + 1):
+            files.read(tmp_path / "y", 0, 1)
+    asked.clear()
+    OpenFiles().read(tmp_path / "x", 0, 1)
+    assert not asked
+
+
 def test_a_shard_that_becomes_shorter_stops_the_run(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [("a.jpg", b"1" * 5000), ("b.jpg", b"2" * 5000)])
     source = open_source(tmp_path / "0.tar")
