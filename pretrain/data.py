@@ -52,7 +52,7 @@ class Batch:
         """The batch with finished views, made on the device that it is on."""
         if self.rows is None:
             return self
-        views = tuple(finish(*pair) for pair in zip(self.views, self.rows, strict=True))
+        views = finish(torch.cat(self.views), self.rows.flatten(0, 1)).chunk(len(self.views))
         return Batch(views, self.labels, self.indices, self.unreadable)
 
 

@@ -62,7 +62,7 @@ def shift_hue_(images: torch.Tensor, shift: torch.Tensor) -> None:
     centre, slope, offset = _tents(images.device)
     share = torch.addcmul(offset, slope, hue.mul_(6 / 255).unsqueeze(1).sub(centre).abs_())
     torch.lerp(lowest, value.unsqueeze(1), share.clamp_(0, 1), out=images)
-    images.add_(0.5).floor_()
+    images.round_()
 
 
 @cache

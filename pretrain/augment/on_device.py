@@ -9,6 +9,7 @@ it never waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ import torch
 from pretrain.augment.batched_ops import blend_, blur_, box_radius, shift_hue_, to_grey_
 from pretrain.augment.rows import CONTRAST, FLIP, GREY, HUE_SLOT, SATURATION, SIGMA, SLOTS
 
-# Images at a time: their float copies fit a CPU's cache; on a GPU they bound the memory needed
-IMAGES_AT_A_TIME = {"cpu": 4, "cuda": 128}
+# Values of pixels at a time: on a CPU what its cache holds, on a GPU what half a gigabyte does
+AT_A_TIME = {"cpu": 2**20, "cuda": 2**25}
 
 
 def finish(crops: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -26,7 +27,7 @@ def finish(crops: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     ``rows``: float32 N x WIDTH on the CPU, see ``rows.py``. A view does not depend on the others of
     the batch.
     """
-    size = IMAGES_AT_A_TIME[crops.device.type]
+    size = max(1, AT_A_TIME[crops.device.type] // prod(crops.shape[1:]))
     parts = zip(crops.split(size), rows.split(size), strict=True)
     return torch.cat([_finish_part(part, some.numpy()) for part, some in parts])
 

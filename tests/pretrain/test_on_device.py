@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.augment import PIPELINES, MakeView, batched_ops, on_device
 from pretrain.augment.on_device import finish
@@ -183,8 +184,33 @@ def test_a_view_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.Monk
     assert torch.equal(alone, together)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
     assert torch.equal(finish(crops[order], rows[order]), together[order])
-    monkeypatch.setitem(on_device.IMAGES_AT_A_TIME, "cpu", COUNT)
+    monkeypatch.setitem(on_device.AT_A_TIME, "cpu", 5 * crops[0].numel())
     assert torch.equal(finish(crops, rows), together)
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_the_host_never_waits_and_launches_few_operations(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor without values cannot be asked for one; however large the batch, it is few calls."""
+    recipe = RECIPES[name]
+    some = views(recipe, "generated") * 10
+    crops = torch.empty(len(some), 3, SIDE, SIDE, dtype=torch.uint8, device="meta")
+    monkeypatch.setitem(on_device.AT_A_TIME, "meta", crops.numel())
+    with Calls() as calls:
+        out = finish(crops, rows_of(recipe, some))
+    assert (out.shape, out.dtype) == (crops.shape, torch.uint8)
+    assert calls.count < 200
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of torch operations that are more than views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
 
 
 def test_rows_hold_every_parameter_and_order() -> None:
