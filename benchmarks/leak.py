@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what BN betrays: accuracy against the queue and within the batch, of two or more runs.
+"""Draw what BN betrays: keys told from those of the batch before and of the own batch, by run.
 
 The MoCo paper's figure A.1 in small. docs/monitor.md has the commands that made the runs.
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 WINDOW = 32  # logged steps in a mean, as in the alarm for batches of 8
-CURVES = {"acc1": "against the queue", "batch_acc1": "within the batch"}
+CURVES = {"before_acc1": "among the batch before", "batch_acc1": "within its own batch"}
 
 
 def read(run: Path) -> list[dict[str, float]]:
     """The logged steps of a run."""
     rows = [json.loads(line) for line in (run / "metrics.json").open()]
-    return [row for row in rows if "acc1" in row]
+    return [row for row in rows if "before_acc1" in row]
 
 
 def smooth(values: list[float]) -> list[float]:
