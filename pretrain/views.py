@@ -9,11 +9,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
 CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's RandomResizedCrop
+LOG_RATIO = math.log(CROP_RATIO[1])  # the ratio's logarithm is uniform, and symmetric
 CROP_ATTEMPTS = 10
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+ORDERS = tuple(permutations(range(len(OPERATIONS))))
+
+# Which of a view's uniform numbers decide what
+TRIES = slice(0, 2 * CROP_ATTEMPTS)  # area and ratio, in turn
+PLACE = slice(TRIES.stop, TRIES.stop + 2)  # of the crop: top, left
+JITTER = slice(PLACE.stop, PLACE.stop + 5)  # the order, and each operation's factor
+STEPS = slice(
+    JITTER.stop, JITTER.stop + 5
+)  # whether jitter, grey and blur, its width, whether flip
+DRAWS = STEPS.stop
 
 
 @dataclass(frozen=True)
@@ -52,28 +65,36 @@ class View:
 
 
 def draw(recipe: ViewRecipe, width: int, height: int, rng: np.random.Generator) -> View:
-    """Draw the parameters of one view of a ``width`` x ``height`` image."""
-    crop = _draw_crop(recipe, width, height, rng)
-    jitter = _draw_jitter(recipe, rng) if rng.random() < recipe.jitter_prob else ()
-    grayscale = bool(rng.random() < recipe.grayscale_prob)
-    blur = rng.uniform(*recipe.blur_sigma) if rng.random() < recipe.blur_prob else None
-    flip = bool(rng.random() < recipe.flip_prob)
-    return View(crop, jitter, grayscale, blur, flip)
+    """Draw the parameters of one view of a ``width`` x ``height`` image.
+
+    All come from one vector of uniform numbers, each with its own place in it: calls of the
+    generator would take longer than the arithmetic.
+    """
+    uniform = rng.random(DRAWS).tolist()
+    order, *factors = uniform[JITTER]
+    jitter, grayscale, blur, sigma, flip = uniform[STEPS]
+    low, high = recipe.blur_sigma
+    return View(
+        _crop(recipe, width, height, uniform[TRIES], *uniform[PLACE]),
+        _jitter(recipe, order, factors) if jitter < recipe.jitter_prob else (),
+        grayscale < recipe.grayscale_prob,
+        low + sigma * (high - low) if blur < recipe.blur_prob else None,
+        flip < recipe.flip_prob,
+    )
 
 
-def _draw_crop(
-    recipe: ViewRecipe, width: int, height: int, rng: np.random.Generator
+def _crop(
+    recipe: ViewRecipe, width: int, height: int, tries: list[float], top: float, left: float
 ) -> tuple[int, int, int, int]:
     """Torchvision's RandomResizedCrop: up to ten tries, then the central crop that fits."""
-    log_ratio = (math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]))
-    for _ in range(CROP_ATTEMPTS):
-        area = width * height * rng.uniform(*recipe.crop_scale)
-        ratio = math.exp(rng.uniform(*log_ratio))
+    smallest, largest = recipe.crop_scale
+    for scale, shape in zip(tries[::2], tries[1::2], strict=True):
+        area = width * height * (smallest + scale * (largest - smallest))
+        ratio = math.exp(LOG_RATIO * (2 * shape - 1))
         w = round(math.sqrt(area * ratio))
         h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top = int(rng.integers(0, height - h + 1))
-            return top, int(rng.integers(0, width - w + 1)), h, w
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
     w, h = width, height
     if width / height < CROP_RATIO[0]:
         h = round(width / CROP_RATIO[0])
@@ -82,19 +103,15 @@ def _draw_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _draw_jitter(recipe: ViewRecipe, rng: np.random.Generator) -> tuple[tuple[str, float], ...]:
+def _jitter(
+    recipe: ViewRecipe, order: float, factors: list[float]
+) -> tuple[tuple[str, float], ...]:
     """Torchvision's ColorJitter: factors in [1 − s, 1 + s], hue in [−s, s], random order."""
-    brightness, contrast, saturation, hue = recipe.jitter
-    ranges = {
-        "brightness": (max(0.0, 1 - brightness), 1 + brightness),
-        "contrast": (max(0.0, 1 - contrast), 1 + contrast),
-        "saturation": (max(0.0, 1 - saturation), 1 + saturation),
-        "hue": (-hue, hue),
-    }
-    names = list(ranges)
-    order = [names[i] for i in rng.permutation(len(names))]
-    return tuple((name, rng.uniform(*ranges[name])) for name in order if _acts(ranges[name]))
-
-
-def _acts(bounds: tuple[float, float]) -> bool:
-    return bounds[0] != bounds[1]
+    drawn = []
+    for i in ORDERS[int(order * len(ORDERS))]:
+        strength = recipe.jitter[i]
+        low = -strength if OPERATIONS[i] == "hue" else max(0.0, 1 - strength)
+        high = strength if OPERATIONS[i] == "hue" else 1 + strength
+        if strength:
+            drawn.append((OPERATIONS[i], low + factors[i] * (high - low)))
+    return tuple(drawn)

@@ -9,26 +9,45 @@ run repeats nothing and skips nothing.
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 
 MAX_PLACES = 3
+
+
+class _Key(ISeedSequence):
+    """A key of Philox, taken as it is.
+
+    Named by ``key=``, NumPy would read the system's entropy first and throw it away, which takes
+    longer than all draws of a view.
+    """
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self.words = np.array([seed, zlib.crc32(purpose.encode())], dtype=np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        """The key's two 64-bit words, all that Philox asks for."""
+        return self.words
+
+
+_key = lru_cache(_Key)
 
 
 def generator(seed: int, purpose: str, *place: int) -> np.random.Generator:
     """NumPy generator of the draws for ``purpose`` at ``place`` (up to three integers >= 0).
 
-    Two different (seed, purpose, place) give independent streams. About 20 microseconds a call.
+    Two different (seed, purpose, place) give independent streams. About 4 microseconds a call.
     """
     if len(place) > MAX_PLACES:
         raise ValueError(f"at most {MAX_PLACES} integers name a place, got {place}")
     # Word 0 of the 256-bit counter counts the draws; the place goes to the words above it.
     counter = [0, *place, *[0] * (MAX_PLACES - len(place))]
-    key = [seed, zlib.crc32(purpose.encode())]
-    bits = np.random.Philox(
-        counter=np.array(counter, dtype=np.uint64), key=np.array(key, dtype=np.uint64)
-    )
+    key: Any = _key(seed, purpose)
+    bits = np.random.Philox(key, counter=np.array(counter, dtype=np.uint64))
     return np.random.Generator(bits)
 
 
