@@ -14,6 +14,7 @@ MakeView = Callable[[ViewRecipe, np.ndarray, View, np.ndarray], None]
 
 # "split" leaves the colours, blur and flip to the training device (on_device.py)
 PIPELINES: dict[str, MakeView] = {
+    "fast": fast.make_view,
     "reference": reference.make_view,
     "split": fast.crop_view,
 }

@@ -24,10 +24,18 @@ def warm_up() -> None:
     _kernels()
 
 
+def make_view(recipe: ViewRecipe, pixels: np.ndarray, view: View, out: np.ndarray) -> None:
+    """Write ``view`` of ``pixels`` (uint8 H x W x 3, RGB) to ``out`` (uint8 3 x S x S).
+
+    Both arrays are C-contiguous.
+    """
+    _kernels().make_view(recipe, pixels, view, out)
+
+
 def crop_view(recipe: ViewRecipe, pixels: np.ndarray, view: View, out: np.ndarray) -> None:
     """Write the crop of ``view``, resized and not flipped, to ``out`` (uint8 3 x S x S).
 
-    ``pixels`` are uint8 H x W x 3, RGB, both arrays C-contiguous.
+    Both arrays are C-contiguous.
     """
     _kernels().crop_view(recipe, pixels, view, out)
 

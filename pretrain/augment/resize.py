@@ -1,53 +1,26 @@
-"""Views in few passes over 8-bit pixels, compiled with numba. Single-threaded; no float images.
+"""Crop and antialiased bilinear resize as Pillow's, over 8-bit pixels, compiled with numba.
 
-All kernels are in this file: numba's cache on disk looks at the age of the entry's file only, so a
-changed helper elsewhere would go unnoticed. Importing the file compiles them (a minute, once a
-machine) or loads them from the cache.
-
-Images lie transposed while they are worked on, as S columns x 3 channels x S rows. So both passes
-of a filter, and both of the resize, run along the rows of a matrix, which vectorises; two
-transpositions of bytes are all that it costs. float32 everywhere: numba makes 64-bit integers of
-products of smaller ones.
+Both passes, first along y, then along x, weigh and add rows of a matrix, which vectorises. Two
+transpositions of bytes are all that this costs: between the passes, and at the end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from pretrain.views import View, ViewRecipe
+from pretrain.augment.compiled import IMAGES, PIXELS, entry, helper
 
 Array = np.ndarray
 Taps = tuple[Array, Array, Array]
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 BLOCK = 16  # bytes in a vector register
 TAPS = 4  # rows that are weighted and summed at once
-
-helper = njit(**OPTIONS)
-
-
-def entry(*arguments: Any) -> Callable[[Callable], Callable]:
-    """Compile for these argument types now, kept on disk where there is a place to write."""
-
-    def compiled(function: Callable) -> Callable:
-        signature = types.void(*arguments)
-        try:
-            return njit(signature, cache=True, **OPTIONS)(function)
-        except (OSError, RuntimeError):  # no folder for the cache, or a full disk
-            return njit(signature, **OPTIONS)(function)
-
-    return compiled
-
-
-IMAGE = types.Array(types.uint8, 3, "C", readonly=True)
-PLANES = types.Array(types.uint8, 3, "C")
 
 
 @intrinsic
@@ -165,29 +138,23 @@ def _filter(rows: Array, left: int, right: int, taps: Taps, out: Array) -> None:
                 out[i, x] = np.uint8(np.int32(total[x]))
 
 
-@helper
-def _crop(
+@entry(PIXELS, types.int64, types.int64, types.int64, types.int64, types.boolean, IMAGES)
+def resized_crop(
     pixels: Array, top: int, left: int, height: int, width: int, flip: bool, columns: Array
 ) -> None:
-    """Crop and resize, transposed: uint8 S x 3S, one row a column of the view."""
+    """Write the crop of uint8 H x W x 3 ``pixels``, resized, to uint8 S columns x 3 x S rows."""
     size = columns.shape[0]
     rows = pixels.reshape(pixels.shape[0], pixels.shape[1] * 3)[top : top + height]
-    shrunk = np.empty((size, width * 3), np.uint8)
-    _filter(rows, left * 3, (left + width) * 3, _triangle(height, size, False), shrunk)
+    low = np.empty((size, width * 3), np.uint8)
+    _filter(rows, left * 3, (left + width) * 3, _triangle(height, size, False), low)
     turned = np.empty((width * 3, size), np.uint8)
-    _transpose(shrunk, turned)
-    wide = turned.reshape(width, 3 * size)
-    _filter(wide, 0, 3 * size, _triangle(width, size, flip), columns)
+    _transpose(low, turned)
+    wide, out = turned.reshape(width, 3 * size), columns.reshape(size, 3 * size)
+    _filter(wide, 0, 3 * size, _triangle(width, size, flip), out)
 
 
-@entry(IMAGE, types.int64, types.int64, types.int64, types.int64, PLANES)
-def _crop_entry(pixels: Array, top: int, left: int, height: int, width: int, out: Array) -> None:
+@entry(IMAGES, IMAGES)
+def upright(columns: Array, out: Array) -> None:
+    """Uint8 S columns x 3 x S rows to 3 x S rows x S columns."""
     size = out.shape[1]
-    columns = np.empty((size, 3 * size), np.uint8)
-    _crop(pixels, top, left, height, width, False, columns)
-    _transpose(columns, out.reshape(3 * size, size))
-
-
-def crop_view(recipe: ViewRecipe, pixels: np.ndarray, view: View, out: np.ndarray) -> None:
-    """Write the crop of ``view``, resized and not flipped, to ``out`` (uint8 3 x S x S)."""
-    _crop_entry(pixels, *view.crop, out)
+    _transpose(columns.reshape(size, 3 * size), out.reshape(3 * size, size))

@@ -7,16 +7,24 @@ most 0.1, and of crops the gradients' energy within 2 %.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from functools import cache
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
+from torchvision import transforms
 
-from pretrain.augment import fallback, reference
+from pretrain.augment import MakeView, drawn_view, fallback, fast, reference
+from pretrain.config import load_cfg, view_recipe
 from pretrain.sources import open_source
-from pretrain.views import View, ViewRecipe, draw
+from pretrain.views import OPERATIONS, View, ViewRecipe, draw
 from runtime.randomness import generator
 
 fused = pytest.importorskip("pretrain.augment.fused")
@@ -51,9 +59,9 @@ def images(kind: str) -> list[np.ndarray]:
     return [source.pixels(i) for i in range(0, len(source.files), len(source.files) // IMAGES)]
 
 
-def made(make: object, recipe: ViewRecipe, pixels: np.ndarray, view: View) -> np.ndarray:
+def made(make: MakeView, recipe: ViewRecipe, pixels: np.ndarray, view: View) -> np.ndarray:
     out = np.full((3, recipe.crop_size, recipe.crop_size), 77, dtype=np.uint8)
-    make(recipe, pixels, view, out)  # type: ignore[operator]
+    make(recipe, pixels, view, out)
     return out
 
 
@@ -84,13 +92,21 @@ class Gap:
         return close and 0.98 <= self.sharpness <= 1.02
 
 
-def crops(kind: str) -> list[tuple[np.ndarray, View]]:
-    recipe = ViewRecipe(SIDE, flip_prob=0.0, jitter_prob=0.0, grayscale_prob=0.0)
+Pairs = list[tuple[np.ndarray, View]]
+
+
+def drawn(recipe: ViewRecipe, kind: str) -> Pairs:
+    """Two views of each image."""
     return [
         (image, draw(recipe, image.shape[1], image.shape[0], generator(0, "test", i, j)))
         for i, image in enumerate(images(kind))
         for j in range(2)
     ]
+
+
+def gap(make: MakeView, recipe: ViewRecipe, pairs: Pairs, exact: MakeView) -> Gap:
+    both = [(made(make, recipe, *pair), made(exact, recipe, *pair)) for pair in pairs]
+    return Gap.between(*map(list, zip(*both, strict=True)))
 
 
 def linear_without_antialias(
@@ -101,27 +117,102 @@ def linear_without_antialias(
     out[...] = cv2.resize(crop, (recipe.crop_size,) * 2).transpose(2, 0, 1)
 
 
-def crop_gap(make: object, kind: str) -> Gap:
-    recipe = ViewRecipe(SIDE)
-    pairs = [
-        (made(make, recipe, *pair), made(reference.make_view, recipe, *pair))
-        for pair in crops(kind)
-    ]
-    return Gap.between(*map(list, zip(*pairs, strict=True)))
+CROPS = ViewRecipe(SIDE, jitter_prob=0.0, grayscale_prob=0.0, flip_prob=0.0)
 
 
 @pytest.mark.parametrize("kind", ["generated", "real"])
 @pytest.mark.parametrize("way", WAYS)
 def test_crops(way: str, kind: str) -> None:
-    gap = crop_gap(WAYS[way].crop_view, kind)
-    assert gap.small, gap
+    found = gap(WAYS[way].crop_view, CROPS, drawn(CROPS, kind), reference.make_view)
+    assert found.small, found
 
 
 def test_aliased_crops_do_not_pass() -> None:
-    gap = crop_gap(linear_without_antialias, "generated")
-    assert gap.mean > 0.5
-    assert gap.psnr < 48
-    assert gap.sharpness > 1.02
+    found = gap(linear_without_antialias, CROPS, drawn(CROPS, "generated"), reference.make_view)
+    assert found.mean > 0.5
+    assert found.psnr < 48
+    assert found.sharpness > 1.02
+
+
+@pytest.mark.parametrize("kind", ["generated", "real"])
+@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("way", WAYS)
+def test_whole_views(way: str, name: str, kind: str) -> None:
+    cfg = load_cfg(ROOT / f"configs/moco_{name}_R50_200ep.yaml", [])
+    recipe = dataclasses.replace(view_recipe(cfg), crop_size=SIDE)
+    found = gap(WAYS[way].make_view, recipe, drawn(recipe, kind), reference.make_view)
+    assert found.small, found
+
+
+FACTORS = {"brightness": 1.3, "contrast": 0.7, "saturation": 1.2, "hue": -0.15}
+STEPS: dict[str, dict[str, Any]] = {
+    "flip": {"flip": True},
+    "grey": {"grayscale": True},
+    **{f"{name} {f}": {"jitter": ((name, f),)} for name in OPERATIONS[:3] for f in (0.6, 1, 1.4)},
+    **{f"hue {f}": {"jitter": (("hue", f),)} for f in (-0.4, -0.05, 0.0, 0.1, 0.4)},
+    **{f"blur {sigma}": {"blur_sigma": sigma} for sigma in (0.11, 0.42, 0.93, 1.77, 4.3)},
+    "grey and blur": {"grayscale": True, "blur_sigma": 1.03},
+    **{
+        ", ".join(order): {"jitter": tuple((name, FACTORS[name]) for name in order)}
+        for order in permutations(OPERATIONS)
+    },
+}
+
+
+def uncropped(step: dict[str, Any]) -> Pairs:
+    """The step alone, on images that are not resized."""
+    view = View((0, 0, SIDE, SIDE), (), False, None, False)
+    return [
+        (
+            np.ascontiguousarray(image[20 : 20 + SIDE, 30 : 30 + SIDE]),
+            dataclasses.replace(view, **step),
+        )
+        for image in images("generated")
+    ]
+
+
+@pytest.mark.parametrize("grey_first", [True, False], ids=["grey first", "grey last"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_step(way: str, step: str, grey_first: bool) -> None:
+    """Far within the gate: the same arithmetic as Pillow's, but for its rounding of halves."""
+    recipe = ViewRecipe(SIDE, grayscale_first=grey_first)
+    found = gap(WAYS[way].make_view, recipe, uncropped(STEPS[step]), reference.make_view)
+    assert found.mean <= 0.01, found
+    assert found.small, found
+
+
+def rounded(recipe: ViewRecipe, pixels: np.ndarray, view: View, out: np.ndarray) -> None:
+    """Jitter in one go with floats: nothing is cut off or clipped in between."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    for name, factor in view.jitter:
+        image = getattr(transforms.functional, f"adjust_{name}")(image, factor)
+    out[...] = (image * 255).round().numpy()
+
+
+WRONG: dict[str, tuple[MakeView, str]] = {
+    "floats": (rounded, "hue 0.1"),
+    "another factor": (
+        lambda r, p, v, out: fused.make_view(
+            r, p, dataclasses.replace(v, jitter=(("saturation", 1.37),)), out
+        ),
+        "saturation 1.4",
+    ),
+    "OpenCV's blur": (
+        lambda r, p, v, out: np.copyto(
+            out, cv2.GaussianBlur(p, (0, 0), v.blur_sigma).transpose(2, 0, 1)
+        ),
+        "blur 0.42",
+    ),
+    "no flip": (fused.crop_view, "flip"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_steps_do_not_pass(name: str) -> None:
+    make, step = WRONG[name]
+    found = gap(make, ViewRecipe(SIDE), uncropped(STEPS[step]), reference.make_view)
+    assert not found.small, found
 
 
 ODD = {  # height, width of the image; crop; side of the view
@@ -150,8 +241,63 @@ def test_odd_crops(way: str, case: str) -> None:
 
 
 def test_crops_are_not_flipped() -> None:
-    pixels, view = crops("generated")[0]
+    pixels, view = drawn(CROPS, "generated")[0]
     for way in WAYS.values():
         flipped = dataclasses.replace(view, flip=True)
         out = [made(way.crop_view, ViewRecipe(SIDE), pixels, v) for v in (view, flipped)]
         assert np.array_equal(*out)
+
+
+WITHOUT_NUMBA = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+sys.modules["numba"] = None
+import numpy as np
+from pretrain.augment import drawn_view, fast
+from pretrain.views import ViewRecipe
+from runtime.randomness import generator
+fast.warm_up()
+pixels = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+for i in range(3):
+    view = drawn_view(ViewRecipe(24, blur_prob=0.5), pixels, generator(0, "test", i), "fast")
+    print(view.tobytes().hex())
+"""
+
+
+def test_without_numba_other_kernels_make_the_same_views() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMBA], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    said, *views = done.stdout.splitlines()
+    assert "OpenCV and torch" in said
+    pixels = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+    recipe = ViewRecipe(24, blur_prob=0.5)
+    for i, view in enumerate(views):
+        out = np.frombuffer(bytes.fromhex(view), np.uint8).reshape(3, 24, 24).astype(float)
+        here = drawn_view(recipe, pixels, generator(0, "test", i), "fast")
+        assert abs(out - here).mean() < 0.5
+    assert len(views) == 3
+
+
+def test_the_kernels_that_run_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    fast._kernels.cache_clear()
+    with caplog.at_level("INFO", logger="moco"):
+        fast.warm_up()
+        fast.warm_up()
+    assert [r.message for r in caplog.records] == ["views: fused kernels, compiled by numba"]
+
+
+def test_kernels_need_no_place_for_their_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the package and the home belong to another: numba finds no folder to write to."""
+    from numba import types
+    from numba.core import caching
+
+    from pretrain.augment.compiled import IMAGES, entry
+
+    def fill(out: np.ndarray, value: int) -> None:
+        out[:] = value
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    out = np.zeros((2, 3, 4), np.uint8)
+    entry(IMAGES, types.int64)(fill)(out, 7)
+    assert (out == 7).all()
