@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -209,7 +210,12 @@ class EpochBatches:
 
 def normalise(images: torch.Tensor, channels_last: bool = True) -> torch.Tensor:
     """uint8 N x 3 x H x W to float32 with ImageNet's mean and standard deviation, on its device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = _mean_and_std(images.device, torch.get_default_dtype())
     out = (images.to(mean.dtype) / 255 - mean) / std
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+@cache  # a copy from Python's numbers makes the host wait for all that the device has to do
+def _mean_and_std(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=dtype, device=device)
+    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
