@@ -44,13 +44,12 @@ def make_shards(
     if workers < 1 and workers != -1:
         raise InputError(f"--workers {workers} must be at least one process")
     source = open_source(root, "SOURCE")
-    labels, classes = _classes(source)
+    labels, classes, about_classes = _classes(source)
     content = Content(source, labels, options, skip)
     folder = _output(output, source)
     made_with = options.made_with(source.fingerprint())
     _refuse_others(folder, made_with)
-    kinds = f"classes: {len(classes)}" if classes else "without classes"
-    print(f"{root}: {len(source.files)} images, {kinds}")
+    print(f"{root}: {len(source.files)} images; {about_classes}")
     if options.short_side:
         print(f"--short-side {options.short_side}: {RECIPE_CHANGES}")
     try:
@@ -69,15 +68,18 @@ def make_shards(
     return index
 
 
-def _classes(source: ImageSource) -> tuple[Sequence[int] | None, tuple[str, ...]]:
-    """Class index of each image and the classes' names; (None, ()) where images have none."""
+def _classes(source: ImageSource) -> tuple[Sequence[int] | None, tuple[str, ...], str]:
+    """Class index of each image, the classes' names, and what to say of them.
+
+    None and no names unless all images have a class.
+    """
     try:
         names = source.class_names()
-    except InputError:
-        return None, ()
+    except InputError as error:
+        return None, (), f"no classes go in: {error}"
     classes = sorted(set(names))
     number = {name: i for i, name in enumerate(classes)}
-    return [number[name] for name in names], tuple(classes)
+    return [number[name] for name in names], tuple(classes), f"{len(classes)} class(es)"
 
 
 def _output(output: str, source: ImageSource) -> Path:

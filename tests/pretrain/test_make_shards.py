@@ -1,24 +1,17 @@
-"""tools/make_shards.py: what is in the shards, that a kill changes nothing, what is refused."""
+"""tools/make_shards.py: what is in the shards."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
 import os
-import re
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_images
+from conftest import write_images
 from PIL import Image
 from sources_synthetic import write_tar
 from test_trainer import run
@@ -29,11 +22,9 @@ from pretrain.images import ImageFolder
 from pretrain.linear.config import default_cfg as linear_cfg
 from pretrain.linear.config import seen_test_images
 from pretrain.make_shards import make_shards
-from pretrain.shard_content import Content, Options
-from pretrain.shard_index import verify
+from pretrain.shard_content import Options
 from pretrain.sources import open_source
 from runtime.errors import InputError
-from runtime.image_files import images_below
 
 RAW = Options(format="raw", shard_size=10)
 SMALL = Options(short_side=16, quality=90, shard_size=10)
@@ -43,16 +34,6 @@ PLAIN = Options(shard_size=10)
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "tools/make_shards.py", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -223,171 +204,6 @@ def test_webdataset_reads_them(options: Options, image_folder: Path, tmp_path: P
         pixels = sample["npy" if options is RAW else "jpg"]
         assert np.array_equal(pixels, shards.pixels(i))
         assert sample["cls"] == shards.labels()[i]
-
-
-def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 300, size=200)
-    arguments = [tmp_path / "images", tmp_path / "out", "--shard-size", "30", "--short-side", "190"]
-    make_shards(*map(str, (tmp_path / "images", tmp_path / "whole")), Options("jpeg", 190, 90, 30))
-    command = [sys.executable, "tools/make_shards.py", *map(str, arguments), "--workers", "2"]
-    kills = 0
-    for at_least in (2, 6):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if len(list((tmp_path / "out").glob("*.tar"))) >= at_least:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        kills += process.wait() == -signal.SIGKILL
-        if (tmp_path / "out" / "unfinished.jsonl").exists():
-            with pytest.raises(InputError, match="are not finished"):
-                open_source(tmp_path / "out")
-    assert kills
-    victim = tmp_path / "out" / "shard-000000.tar"
-    if victim.exists():  # finished, then damaged: it is made again
-        victim.write_bytes(victim.read_bytes()[:-512] + bytes([1]) * 512)
-    done = tool(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "shards are there and whole" in done.stdout
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_a_full_disk_and_a_killed_worker_leave_nothing_half_written(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    done = subprocess.run(
-        f"ulimit -f 20; {sys.executable} tools/make_shards.py {image_folder} {out} --format raw",
-        shell=True,
-        executable="/bin/bash",
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert re.fullmatch(r"error: cannot write .*shard-000000.tar': File too large\n", done.stderr)
-    assert files(out).keys() == {"unfinished.jsonl"}
-    with monkeypatch.context() as patch:
-        patch.setattr(Content, "_key", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        with pytest.raises(InputError, match="a worker process was killed"):
-            make_shards(str(image_folder), str(out), Options(format="raw"))
-    assert files(out).keys() == {"unfinished.jsonl"}
-    make_shards(str(image_folder), str(out), Options(format="raw"))
-    assert files(out).keys() == {"shard-000000.tar", "shards.json"}
-
-
-def test_a_damaged_or_missing_shard_is_found_and_made_again(
-    image_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    make_shards(str(image_folder), str(out), RAW)
-    whole = files(out)
-    assert verify(out).images == 24
-    victim = out / "shard-000001.tar"
-    content = bytearray(victim.read_bytes())
-    content[512 + 200] ^= 1  # in the first image
-    victim.write_bytes(content)
-    open_source(out)  # of the same size: only the checksum tells
-    done = tool("--verify", out)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "1 of 3 shards" in done.stderr
-    assert "'shard-000001.tar'" in done.stderr
-    victim.write_bytes(content[:-1])
-    with pytest.raises(
-        InputError, match=r"shard-000001.tar' has \d+ bytes, \d+ by the shards.json"
-    ):
-        open_source(out)
-    victim.unlink()
-    with pytest.raises(InputError, match=r"1 of 3 shards are not there, .*shard-000001.tar"):
-        open_source(out)
-    make_shards(str(image_folder), str(out), RAW)
-    assert files(out) == whole
-    done = tool("--verify", out)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "verified 3 shards, 24 images" in done.stdout
-
-
-def test_a_set_with_another_shard_is_refused(image_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    make_shards(str(image_folder), str(out), PLAIN)
-    part = open_source(out / "shard-{000000..000001}.tar")  # a part, by name, is one's own wish
-    assert len(part.files) == 20
-    write_tar(out / "zz.tar", [("x.jpg", b"1")])
-    with pytest.raises(InputError, match=r"holds 'zz.tar', of which its shards.json knows nothing"):
-        open_source(out)
-    with pytest.raises(InputError, match=r"not listed in the shards.json"):
-        open_source(out / "zz.tar")
-    (out / "shards.json").write_text("{}")
-    with pytest.raises(InputError, match=r"shards.json' is damaged"):
-        open_source(out)
-
-
-def test_unreadable_images(image_folder: Path, tmp_path: Path) -> None:
-    for name in ("a/003.jpg", "b/005.jpg"):
-        (image_folder / name).write_bytes((image_folder / name).read_bytes()[:300])
-    done = tool(image_folder, tmp_path / "out", "--shard-size", 10)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "00" in done.stderr
-    assert "--skip-unreadable" in done.stderr
-    assert not list((tmp_path / "out").glob(".*.tmp"))
-    done = tool(image_folder, tmp_path / "out", "--shard-size", 10, "--skip-unreadable")
-    assert done.returncode == 0, done.stderr
-    assert "2 unreadable images were left out" in done.stdout
-    listed = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
-    assert [line.split("\t")[0][-9:] for line in listed] == ["a/003.jpg", "b/005.jpg"]
-    shards = open_source(tmp_path / "out")
-    assert len(shards.files) == 22
-    good = [image_folder / n for n in images_below(image_folder) if n[:5] not in ("a/003", "b/005")]
-    wanted = sorted(hashlib.sha256(path.read_bytes()).digest() for path in good)
-    assert sorted(by_original(shards)) == wanted
-
-
-WRONG = {
-    "no source": (["nowhere", "out"], "SOURCE 'nowhere' is not a folder or file"),
-    "no images": (["empty", "out"], "holds no images"),
-    "other options": (["images", "done", "--format", "raw"], "made with format 'jpeg', not 'raw'"),
-    "other seed": (["images", "done", "--seed", "1"], "made with seed 0, not 1"),
-    "other images": (["images/a", "done"], "holds shards made with other images"),
-    "another folder": (["images", "used"], "holds 'x': name an empty folder"),
-    "a file": (["images", "used/x"], "is a file"),
-    "among the images": (["images", "images/out"], "lies in the folder of the images"),
-    "quality alone": (["images", "out", "--quality", "80"], "--quality is of the JPEGs"),
-    "quality": (["images", "out", "--quality", "0", "--short-side", "9"], "must lie in 1"),
-    "short side": (["images", "out", "--short-side", "-1"], "--short-side -1 must"),
-    "shard size": (["images", "out", "--shard-size", "0"], "--shard-size 0 must"),
-    "workers": (["images", "out", "--workers", "0"], "--workers 0 must"),
-    "seed": (["images", "out", "--seed", "-1"], "--seed -1 must"),
-    "nothing": ([], "name SOURCE and OUT_DIR"),
-    "no output": (["images"], "name SOURCE and OUT_DIR"),
-    "verify nothing": (["--verify", "nowhere"], "is not a folder"),
-    "verify images": (["--verify", "images"], "has no shards.json"),
-}
-
-
-def test_what_is_refused(
-    image_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    make_shards(str(image_folder), str(tmp_path / "done"), Options())
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "x").write_text("mine")
-    (tmp_path / "empty").mkdir()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "500")
-    for arguments, message in WRONG.values():
-        monkeypatch.setattr(sys, "argv", ["make_shards.py", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "tools/make_shards.py"), run_name="__main__")
-        assert stop.value.code == 2, arguments
-        assert message in capsys.readouterr().err.splitlines()[-1], arguments
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_raw_members_are_read_as_numpy_writes_them_or_refused(tmp_path: Path) -> None:
