@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +17,14 @@ from pretrain.to_gpu import ToGPU, page_locked
 from pretrain.workers import START, InThisProcess, Makers, Part, Report, Workers
 from runtime.errors import InputError
 
-PART, MOST_PARTS = 16, 32
+log = logging.getLogger("moco")
+
+# A batch is made in parts, by whichever worker is idle. With 2 workers the first batch of 256 is
+# there after 0.6 of the time that one worker needs for all of it, and 8 workers are kept busy by 2
+# batches ahead, not 16. Messages cost 50 microseconds a part: 0.2 % of the time its views need.
+PART, MOST_PARTS = 16, 32  # images in a part, at least; parts of a batch
+AHEAD = 2  # batches that are made ahead, and parts for each worker
 LENT = 2  # batches that the trainer holds: the one it is done with, and the one it is given
-AHEAD = 2  # batches and parts
 
 
 class Loader:
@@ -46,6 +52,11 @@ class Loader:
         data, images = self.dataset, self.batches.share
         size = BatchSize(images, data.view_count, data.recipe.crop_size, data.row_width)
         ring = Ring(ahead + LENT, size)
+        log.info(
+            "views are made by %s, %d batches of %.3g MB in memory",
+            f"{self.num_workers} process(es)" if self.num_workers else "the trainer itself",
+            *(ring.count, size.bytes() / 1e6),
+        )
         with contextlib.ExitStack() as stack:
             makers = stack.enter_context(contextlib.closing(self._makers(ring)))
             made = _made(self.batches, ring, makers, cuts, ahead)
