@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_images
+from disk_faults import before_each_call
 from sources_synthetic import write_tar
 from test_make_shards import PLAIN, RAW, by_original, files
 
@@ -66,6 +68,46 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "shards are there and whole" in done.stdout
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+class Crash(BaseException):
+    pass
+
+
+def test_an_end_at_any_write_leaves_what_can_be_finished(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    """First of a new set, then of one that is made whole again."""
+    make_shards(str(image_folder), str(tmp_path / "whole"), PLAIN)
+    wanted = files(tmp_path / "whole")
+    ends: list[str] = []
+    main = os.getpid()
+    for damaged in (False, True):
+        for last in range(1, 100):
+            out = tmp_path / f"{damaged}{last}"
+            if damaged:
+                shutil.copytree(tmp_path / "whole", out)
+                (out / "shard-000001.tar").unlink()
+
+            def end(number: int, name: str, last: int = last) -> None:
+                if number >= last and os.getpid() == main:
+                    ends.append(name)
+                    raise Crash
+
+            try:
+                with before_each_call(end):
+                    make_shards(str(image_folder), str(out), PLAIN, workers=1)
+            except Crash:
+                if files(out) != wanted:
+                    with pytest.raises(InputError):
+                        open_source(out)
+                make_shards(str(image_folder), str(out), PLAIN, workers=1)
+                assert files(out) == wanted, (damaged, last)
+            else:
+                assert files(out) == wanted
+                break
+        assert last > 10
+    assert {"replace shards.json", "unlink shards.json", "unlink unfinished.jsonl"} <= set(ends)
 
 
 def test_a_full_disk_and_a_killed_worker_leave_nothing_half_written(
