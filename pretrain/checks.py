@@ -211,6 +211,8 @@ def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
             f"DATA.SHUFFLE_WINDOW {window} is {window / batch:.1f} batches: images that lie "
             "together in a shard meet again in every epoch"
         )
+    if cfg.DATA.PIPELINE == "split" and run_device(cfg.DEVICE).type == "cpu":
+        yield "DATA.PIPELINE split where no GPU trains: right, but fast takes a tenth of the time"
     key = "MAX_STEPS" if solver.MAX_STEPS else "EPOCHS"
     late = [milestone for milestone in solver.MILESTONES if milestone >= solver[key]]
     if solver.SCHEDULE == "multistep" and late:

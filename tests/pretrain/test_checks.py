@@ -177,3 +177,10 @@ def test_a_section_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text("SOLVR: {}\n")
     with pytest.raises(InputError, match="unknown key 'SOLVR'"):
         load_cfg(path, [])
+
+
+def test_split_on_a_cpu_is_doubted() -> None:
+    cpu = ("SOLVER.EPOCHS", "200", "DEVICE", "cpu")
+    (line,) = told(*cpu, "DATA.PIPELINE", "split")
+    assert "split where no GPU trains" in line
+    assert told(*cpu, "DATA.PIPELINE", "fast") == []
