@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from pretrain.decode import MAX_BYTES, decode, reason
+from pretrain.decode import MAX_BYTES, decode, decode_pixels, reason
 from runtime.errors import InputError
 from runtime.image_files import IMAGE_SUFFIXES, images_below
+
+Decoded = TypeVar("Decoded")
 
 
 class UnreadableImageError(InputError):
@@ -64,17 +67,20 @@ class ImageSource(ABC):
 
         UnreadableImageError where it is damaged; nothing is replaced in silence.
         """
+        return self._decoded(index, decode)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """As :meth:`load`: uint8 H x W x 3, RGB."""
+        return self._decoded(index, decode_pixels)
+
+    def _decoded(self, index: int, decoder: Callable[[bytes], Decoded]) -> Decoded:
         content = self.read(index)
         try:
-            return decode(content)
+            return decoder(content)
         except MemoryError:
             raise
         except Exception as error:  # decoders raise many types on damaged files
             raise UnreadableImageError(str(self.root / self.files[index]), reason(error)) from error
-
-    def pixels(self, index: int) -> np.ndarray:
-        """As :meth:`load`: uint8 H x W x 3, RGB."""
-        return np.asarray(self.load(index))
 
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, sorted. InputError where an image has none or there is only one."""
