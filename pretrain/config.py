@@ -44,7 +44,7 @@ def default_cfg() -> CfgNode:
             },
             "DATA": {
                 "ROOT": "",
-                "PIPELINE": "reference",  # how views are made; see pretrain/augment
+                "PIPELINE": "fast",  # how views are made; see pretrain/augment
                 # In how many images shards are shuffled, read in the order of their bytes, for
                 # disks with slow random access; 0: each epoch shuffles all images
                 "SHUFFLE_WINDOW": 0,

@@ -45,7 +45,7 @@ def default_cfg() -> CfgNode:
             "DATA": {
                 "TRAIN": "",  # one sub-folder a class, or another source with labels
                 "TEST": "",  # the same classes, other images
-                "PIPELINE": "reference",  # how training views are made; see pretrain/augment
+                "PIPELINE": "fast",  # how training views are made; see pretrain/augment
                 "ALLOW_SEEN": False,  # test on images of the pretraining, which is too easy
                 "NUM_WORKERS": -1,  # -1: one a core, at most 16
             },

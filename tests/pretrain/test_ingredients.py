@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -220,3 +221,13 @@ def test_jitter_and_probabilities() -> None:
     sigmas = [v.blur_sigma for v in views if v.blur_sigma is not None]
     assert 0.1 <= min(sigmas) < 0.12
     assert 1.95 < max(sigmas) <= 2.0
+
+
+def test_streams_are_those_of_numpys_philox_with_this_key_and_counter() -> None:
+    for seed, *place in ((0, 1, 2, 3), (2**63, 0, 2**40, 1), (7,)):
+        key = np.array([seed, zlib.crc32(b"augmentation")], dtype=np.uint64)
+        counter = np.array([0, *place, *[0] * (3 - len(place))], dtype=np.uint64)
+        expected = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        drawn = generator(seed, "augmentation", *place)
+        assert np.array_equal(drawn.random(50), expected.random(50))
+        assert np.array_equal(drawn.permutation(20), expected.permutation(20))

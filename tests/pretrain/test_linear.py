@@ -138,7 +138,7 @@ def by_hand(folders: tuple[Path, Path], checkpoint: Path) -> tuple[torch.Tensor,
 
 
 def test_equals_a_plain_loop(folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path) -> None:
-    results = run(folders, checkpoint, tmp_path / "run")
+    results = run(folders, checkpoint, tmp_path / "run", "DATA.PIPELINE", "reference")
     weight, top1 = by_hand(folders, checkpoint)
     found = saved(tmp_path / "run")["state_dict"]["module.fc.weight"]
     torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-5)

@@ -26,6 +26,7 @@ from pretrain.views import ViewRecipe
 
 RECIPE = ViewRecipe(24, grayscale_first=False, jitter_prob=0.8, blur_prob=0.5)
 SPLIT = ("DATA.PIPELINE", "split")
+REFERENCE = ("DATA.PIPELINE", "reference")
 
 
 def losses(output: Path) -> list[float]:
@@ -83,7 +84,7 @@ def test_two_processes_train_like_one(image_folder: Path, tmp_path: Path) -> Non
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert two[0] == pytest.approx(one[0], rel=1e-5)  # BN magnifies the rounding in later steps
     assert len(one) == len(two) == 9
-    run(image_folder, tmp_path / "reference")
+    run(image_folder, tmp_path / "reference", *REFERENCE)
     pictures = [
         np.asarray(Image.open(tmp_path / name / "views.png"), dtype=float)
         for name in ("one", "two", "reference")
@@ -121,7 +122,7 @@ def test_a_run_is_that_of_the_reference(
 ) -> None:
     recipe = ("METHOD", method, "VIEWS.JITTER", "[0.4, 0.4, 0.4, 0.0]", "VIEWS.BLUR_PROB", "0.5")
     ours = run(image_folder, tmp_path / "split", *recipe, *SPLIT)["state_dict"]
-    expected = run(image_folder, tmp_path / "reference", *recipe)["state_dict"]
+    expected = run(image_folder, tmp_path / "reference", *recipe, *REFERENCE)["state_dict"]
     for name, value in expected.items():
         assert torch.equal(ours[name], value), name
 
@@ -134,7 +135,7 @@ def test_linear_evaluation(
 ) -> None:
     """Its training views are cropped and flipped only."""
     run_linear(folders, checkpoint, tmp_path / "split", *SPLIT)
-    run_linear(folders, checkpoint, tmp_path / "reference")
-    run_linear(folders, checkpoint, tmp_path / "no flip", "VIEWS.FLIP_PROB", "0.0")
+    run_linear(folders, checkpoint, tmp_path / "reference", *REFERENCE)
+    run_linear(folders, checkpoint, tmp_path / "no flip", *REFERENCE, "VIEWS.FLIP_PROB", "0.0")
     assert losses(tmp_path / "split") == losses(tmp_path / "reference")
     assert losses(tmp_path / "split") != losses(tmp_path / "no flip")
