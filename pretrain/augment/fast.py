@@ -43,11 +43,16 @@ def crop_view(recipe: ViewRecipe, pixels: np.ndarray, view: View, out: np.ndarra
 @cache
 def _kernels() -> ModuleType:
     try:
+        import numba
+
+        log.info(
+            "views: fused kernels, compiled by numba %s (the first time on a machine: a minute)",
+            numba.__version__,
+        )
         from pretrain.augment import fused
     except ImportError as error:
         from pretrain.augment import fallback
 
-        log.info("views: OpenCV and torch, about half as fast as with numba (%s)", error)
+        log.info("views: OpenCV and torch, a third as fast as with numba (%s)", error)
         return fallback
-    log.info("views: fused kernels, compiled by numba")
     return fused

@@ -284,7 +284,8 @@ def test_the_kernels_that_run_are_named_once(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level("INFO", logger="moco"):
         fast.warm_up()
         fast.warm_up()
-    assert [r.message for r in caplog.records] == ["views: fused kernels, compiled by numba"]
+    [said] = [record.message for record in caplog.records]
+    assert said.startswith("views: fused kernels, compiled by numba ")
 
 
 def test_kernels_need_no_place_for_their_cache(monkeypatch: pytest.MonkeyPatch) -> None:
