@@ -34,12 +34,12 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from benchmarks.timing import Timing, interleave, timed
-from pretrain import raw
 from pretrain.augment import PIPELINES, MakeView, fallback, fast
 from pretrain.config import load_cfg, view_recipe
-from pretrain.data import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.decode import decode_pixels
-from pretrain.images import ImageFolder
+from pretrain.loading.batches import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.source import raw
+from pretrain.source.decode import decode_pixels
+from pretrain.source.images import ImageFolder
 from pretrain.views import ViewRecipe, draw
 from runtime.randomness import generator
 

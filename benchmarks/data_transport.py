@@ -33,9 +33,9 @@ from benchmarks.timing import Timing, interleave
 from demo.scenes import CLASSES, scene
 from pretrain.augment import PIPELINES
 from pretrain.config import load_cfg, view_recipe
-from pretrain.data import IMAGENET_MEAN, IMAGENET_STD, EpochBatches, ViewDataset
-from pretrain.images import ImageFolder
-from pretrain.loader import Loader
+from pretrain.loading.batches import IMAGENET_MEAN, IMAGENET_STD, EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.source.images import ImageFolder
 from runtime.randomness import generator
 
 BATCH, BATCHES = 32, 4  # images, batches a round

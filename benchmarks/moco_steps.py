@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.official_moco import new_official, on_cpu
 from pretrain.config import default_cfg
-from pretrain.data import Batch, normalise
 from pretrain.encoder import build_encoder
+from pretrain.loading.batches import Batch, normalise
 from pretrain.methods import MoCoMethod
 from pretrain.step import Step
 from runtime.memory import keep_freed_memory

@@ -22,11 +22,11 @@ sys.path[0] = str(ROOT)
 import numpy as np
 
 from benchmarks.timing import interleave, timed
-from pretrain.images import ImageSource
-from pretrain.make_shards import make_shards
-from pretrain.order import permutation, window_of
-from pretrain.shard_content import Options
-from pretrain.sources import open_source
+from pretrain.loading.order import permutation, window_of
+from pretrain.sharding.content import Options
+from pretrain.sharding.make_shards import make_shards
+from pretrain.source.images import ImageSource
+from pretrain.source.open_source import open_source
 
 CROP = 160  # of raw pixels: what a view would look at
 IMAGES = 1000

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pretrain.data import normalise
+from pretrain.loading.batches import normalise
 from pretrain.shuffled_bn import encode_shuffled, permutation
 from runtime.distributed import all_gather, rank, world_size
 

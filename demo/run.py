@@ -14,8 +14,8 @@ from convert.source import read_source
 from demo.folder import MARK, DataRecipe, make
 from pretrain.encoder import build_encoder, load_backbone
 from pretrain.features import CentreCrops, embed, encoder_at_rest
-from pretrain.images import ImageFolder
 from pretrain.knn import knn_accuracy
+from pretrain.source.images import ImageFolder
 from pretrain.trainer import FINAL
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,10 +17,10 @@ from fvcore.common.config import CfgNode
 from pretrain.augment import PIPELINES
 from pretrain.bn_groups import RUNNING_STATS
 from pretrain.dictionaries import DICTIONARIES
-from pretrain.images import ImageSource
-from pretrain.order import window_of
+from pretrain.loading.order import window_of
 from pretrain.precision import has_bfloat16
 from pretrain.schedule import total_steps
+from pretrain.source.images import ImageSource
 from runtime.config import leaves, short
 from runtime.device import run_device
 from runtime.errors import InputError

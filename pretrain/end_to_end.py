@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.data import Batch, normalise
 from pretrain.encoder import encoder_of
+from pretrain.loading.batches import Batch, normalise
 from pretrain.methods import Method, Observer
 from pretrain.shuffled_bn import exchange, permutation
 from runtime.distributed import all_gather_with_gradient, rank, world_size

@@ -13,8 +13,8 @@ from torchvision.models.resnet import ResNet
 from torchvision.transforms import functional as TF
 
 from pretrain.bn_groups import share_running_statistics_
-from pretrain.data import normalise
-from pretrain.images import ImageSource
+from pretrain.loading.batches import normalise
+from pretrain.source.images import ImageSource
 from runtime.distributed import all_gather, all_gather_objects, rank, world_size
 from runtime.errors import InputError
 from runtime.stopping import leave_to_main

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from pretrain.data import Batch, normalise
 from pretrain.encoder import encoder_of
 from pretrain.info_nce import info_nce_logits
+from pretrain.loading.batches import Batch, normalise
 from pretrain.methods import Method, Observer
 from runtime.distributed import all_gather
 from runtime.randomness import generator

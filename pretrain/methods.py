@@ -15,9 +15,9 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from pretrain.bn_groups import grouped_norm
-from pretrain.data import Batch, normalise
 from pretrain.dictionary import newest
 from pretrain.encoder import build_encoder
+from pretrain.loading.batches import Batch, normalise
 from pretrain.moco import MoCo
 
 Observer = Callable[[torch.Tensor, torch.Tensor], None]

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms import functional as TF
 
-from pretrain.data import ViewDataset
+from pretrain.loading.batches import ViewDataset
 from runtime.files import atomic_write
 
 VIEW_ROWS, VIEW_EPOCHS = 8, 2

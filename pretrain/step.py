@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pretrain.bn_groups import calls_as_one
-from pretrain.data import Batch
+from pretrain.loading.batches import Batch
 from pretrain.methods import Method
 
 

@@ -18,21 +18,21 @@ from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
 from pretrain.checks import check_data, check_values, doubts
 from pretrain.config import view_recipe
-from pretrain.data import EpochBatches, ViewDataset
-from pretrain.data_wait import WaitingNoted
 from pretrain.dictionaries import contrastive_method
-from pretrain.images import ImageSource
 from pretrain.initial_weights import load_initial_weights
-from pretrain.loader import Loader
+from pretrain.loading.batches import EpochBatches, ViewDataset
+from pretrain.loading.data_wait import WaitingNoted
+from pretrain.loading.loader import Loader
+from pretrain.loading.order import window_of
 from pretrain.methods import Method, SupervisedMethod
 from pretrain.monitor import Monitor
-from pretrain.order import window_of
 from pretrain.pictures import save_views
 from pretrain.precision import set_computation
 from pretrain.saving import FINAL, Saver
-from pretrain.sources import open_source
+from pretrain.source.images import ImageSource
+from pretrain.source.open_source import open_source
+from pretrain.source.unreadable import UnreadableImages, allowed
 from pretrain.step import Step
-from pretrain.unreadable import UnreadableImages, allowed
 from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import core_share, loader_workers, run_device

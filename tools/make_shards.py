@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from pretrain.make_shards import make_shards
-from pretrain.shard_content import DEFAULT_QUALITY, DEFAULT_SIZE, FORMATS, Options
-from pretrain.shard_index import ShardIndex, verify
-from pretrain.unreadable import LIST
+from pretrain.sharding.content import DEFAULT_QUALITY, DEFAULT_SIZE, FORMATS, Options
+from pretrain.sharding.make_shards import make_shards
+from pretrain.source.shard_index import ShardIndex, verify
+from pretrain.source.unreadable import LIST
 from runtime.errors import exit_code
 
 EXAMPLE = """examples:

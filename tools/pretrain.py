@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from pretrain.checks import check_values
 from pretrain.config import load_cfg
 from pretrain.scaling import settle_batch
-from pretrain.suggested_recipe import suggest
+from pretrain.suggest.suggested_recipe import suggest
 from pretrain.trainer import pretrain
 from runtime.errors import exit_code
 from runtime.launch import add_launch_options, exit_code_of_launch

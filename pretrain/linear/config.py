@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from convert.seen_images import SeenImages
 from pretrain.checks import RULES, Rule
-from pretrain.images import ImageSource
+from pretrain.source.images import ImageSource
 from pretrain.views import ViewRecipe
 from runtime.config import merge
 from runtime.errors import InputError

@@ -17,8 +17,6 @@ from torch import nn
 from convert.reading import read_checkpoint
 from pretrain import schedule
 from pretrain.checks import check_values
-from pretrain.data import Batch, EpochBatches, ViewDataset
-from pretrain.images import ImageSource, UnreadableImageError
 from pretrain.linear import state
 from pretrain.linear.config import LINEAR_RULES, check, seen_test_images, test_labels, view_recipe
 from pretrain.linear.features import accuracy, knn_in_parts, outputs
@@ -29,8 +27,10 @@ from pretrain.linear.network import (
     check_unchanged,
     without_classifier,
 )
-from pretrain.loader import Loader
-from pretrain.sources import open_source
+from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.source.images import ImageSource, UnreadableImageError
+from pretrain.source.open_source import open_source
 from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import loader_workers, run_device

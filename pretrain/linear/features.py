@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pretrain.features import CentreCrops, encode
-from pretrain.images import ImageSource
 from pretrain.knn import knn_accuracy
+from pretrain.source.images import ImageSource
 from runtime.distributed import is_main
 
 KNN_ROWS = 1024  # test images compared at once: 1,024 x 1.28 M similarities are 5 GB

@@ -18,10 +18,10 @@ from torchvision.models.resnet import ResNet
 from pretrain.augment import drawn_view
 from pretrain.config import view_recipe
 from pretrain.features import CentreCrops, embed, encoder_at_rest
-from pretrain.images import ImageFolder, ImageSource
 from pretrain.knn import knn_accuracy
 from pretrain.monitor.measures import retrieval
-from pretrain.sources import open_source
+from pretrain.source.images import ImageFolder, ImageSource
+from pretrain.source.open_source import open_source
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 from runtime.randomness import generator

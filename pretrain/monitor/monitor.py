@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from pretrain.images import ImageSource
 from pretrain.methods import Method
 from pretrain.monitor.held_out import HeldOut
 from pretrain.monitor.neighbours import save_neighbours
 from pretrain.monitor.signals import Signals
 from pretrain.monitor.verdict import Contrast
+from pretrain.source.images import ImageSource
 from runtime.errors import InputError
 
 log = logging.getLogger("moco")

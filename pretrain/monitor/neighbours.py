@@ -11,8 +11,8 @@ from torchvision.models.resnet import ResNet
 from torchvision.transforms import functional as TF
 
 from pretrain.features import CentreCrops, embed, encoder_at_rest
-from pretrain.images import ImageSource
 from pretrain.pictures import save_grid
+from pretrain.source.images import ImageSource
 from runtime.distributed import is_main
 from runtime.errors import InputError
 from runtime.files import write_text

@@ -13,7 +13,7 @@ from PIL import Image
 from demo import folder
 from demo.folder import DataRecipe, make
 from demo.scenes import CLASSES, scene
-from pretrain.images import ImageFolder
+from pretrain.source.images import ImageFolder
 from runtime.errors import InputError
 from runtime.randomness import generator
 from transfer.data.voc import load_voc

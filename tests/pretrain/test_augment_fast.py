@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from pretrain.augment import MakeView, drawn_view, fallback, fast, reference
 from pretrain.config import load_cfg, view_recipe
-from pretrain.sources import open_source
+from pretrain.source.open_source import open_source
 from pretrain.views import OPERATIONS, View, ViewRecipe, draw
 from runtime.randomness import generator
 

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from pretrain import data_wait
-from pretrain.data_wait import WaitingNoted, advice
+from pretrain.loading import data_wait
+from pretrain.loading.data_wait import WaitingNoted, advice
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain import decode as decoding
-from pretrain import raw
-from pretrain.decode import decode, decode_pixels
-from pretrain.images import ImageFolder, UnreadableImageError
-from pretrain.jpeg import decode_plain
+from pretrain.source import decode as decoding
+from pretrain.source import raw
+from pretrain.source.decode import decode, decode_pixels
+from pretrain.source.images import ImageFolder, UnreadableImageError
+from pretrain.source.jpeg import decode_plain
 
 SHARED = Path("/work/shared/data")
 RNG = np.random.default_rng(0)

@@ -21,9 +21,9 @@ from torch import nn
 
 from convert.source import read_source
 from pretrain.config import load_cfg
-from pretrain.data import normalise
 from pretrain.end_to_end import batch_logits
 from pretrain.initial_weights import load_initial_weights
+from pretrain.loading.batches import normalise
 from pretrain.memory_bank import MemoryBank, draw_negatives
 from pretrain.shuffled_bn import permutation
 from pretrain.trainer import pretrain

@@ -22,9 +22,7 @@ from convert.conventions import Conventions
 from convert.seen_images import SeenImages
 from pretrain.augment.reference import apply
 from pretrain.checks import check_values
-from pretrain.data import EpochBatches
 from pretrain.encoder import build_encoder
-from pretrain.images import ImageFolder
 from pretrain.knn import knn_accuracy
 from pretrain.linear import evaluate as module
 from pretrain.linear.config import LINEAR_RULES, load_cfg, view_recipe
@@ -36,7 +34,9 @@ from pretrain.linear.network import (
     check_unchanged,
     without_classifier,
 )
+from pretrain.loading.batches import EpochBatches
 from pretrain.moco import MoCo
+from pretrain.source.images import ImageFolder
 from pretrain.views import draw
 from runtime.config import leaves
 from runtime.errors import InputError, Stopped

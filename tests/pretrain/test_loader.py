@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import loader, workers
-from pretrain.data import Batch, EpochBatches, ViewDataset
-from pretrain.images import ImageSource
-from pretrain.loader import Loader
-from pretrain.ring import BatchSize, Ring
+from pretrain.loading import loader, workers
+from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.loading.ring import BatchSize, Ring
+from pretrain.source.images import ImageSource
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 

@@ -17,13 +17,13 @@ from sources_synthetic import write_tar
 from test_trainer import run
 
 from convert.seen_images import SeenImages
-from pretrain import raw
-from pretrain.images import ImageFolder
 from pretrain.linear.config import default_cfg as linear_cfg
 from pretrain.linear.config import seen_test_images
-from pretrain.make_shards import make_shards
-from pretrain.shard_content import Options
-from pretrain.sources import open_source
+from pretrain.sharding.content import Options
+from pretrain.sharding.make_shards import make_shards
+from pretrain.source import raw
+from pretrain.source.images import ImageFolder
+from pretrain.source.open_source import open_source
 from runtime.errors import InputError
 
 RAW = Options(format="raw", shard_size=10)

@@ -16,8 +16,8 @@ from test_trainer import run
 
 from pretrain.encoder import build_encoder
 from pretrain.features import CentreCrops, embed, encoder_at_rest
-from pretrain.images import ImageFolder
 from pretrain.monitor.held_out import HeldOutViews, labelled_halves
+from pretrain.source.images import ImageFolder
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from pretrain.encoder import build_encoder
 from pretrain.features import CentreCrops, embed, encoder_at_rest
-from pretrain.images import ImageFolder
 from pretrain.monitor.signals import Signals
+from pretrain.source.images import ImageFolder
 from runtime.errors import InputError
 
 N = 12

@@ -18,8 +18,8 @@ from processes import run_processes
 from tiny_training import global_batch, new_method, share, tiny_cfg, train
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.data import normalise
 from pretrain.encoder import build_encoder
+from pretrain.loading.batches import normalise
 from pretrain.shuffled_bn import permutation
 from runtime.distributed import mean_over_ranks
 

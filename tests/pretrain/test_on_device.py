@@ -17,8 +17,8 @@ from pretrain.augment import PIPELINES, MakeView, batched_ops, on_device
 from pretrain.augment.on_device import finish
 from pretrain.augment.reference import make_view
 from pretrain.augment.rows import WIDTH, pack, unpack
-from pretrain.images import ImageFolder, UnreadableImageError
-from pretrain.sources import open_source
+from pretrain.source.images import ImageFolder, UnreadableImageError
+from pretrain.source.open_source import open_source
 from pretrain.views import View, ViewRecipe, draw
 from runtime.randomness import generator
 

@@ -13,15 +13,15 @@ from conftest import ROOT
 from sources_synthetic import as_source, write_tar
 from test_trainer import run, tiny
 
-from pretrain import open_files
 from pretrain.checks import doubts
 from pretrain.config import load_cfg
-from pretrain.data import EpochBatches, ViewDataset
-from pretrain.loader import Loader
-from pretrain.open_files import OpenFiles
-from pretrain.order import Window, permutation, window_of
-from pretrain.shards import Shards
-from pretrain.sources import open_source
+from pretrain.loading.batches import EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.loading.order import Window, permutation, window_of
+from pretrain.source import open_files
+from pretrain.source.open_files import OpenFiles
+from pretrain.source.open_source import open_source
+from pretrain.source.shards import Shards
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 from runtime.randomness import generator

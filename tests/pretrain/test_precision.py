@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from pretrain.checks import doubts
 from pretrain.config import load_cfg
-from pretrain.data import Batch
+from pretrain.loading.batches import Batch
 from pretrain.methods import MoCoMethod
 from pretrain.precision import has_bfloat16, set_computation
 from pretrain.step import Step

@@ -12,9 +12,9 @@ from conftest import write_images
 from PIL import Image
 
 from pretrain.augment.reference import apply
-from pretrain.data import EpochBatches, ViewDataset, normalise
-from pretrain.images import ImageFolder
-from pretrain.loader import Loader
+from pretrain.loading.batches import EpochBatches, ViewDataset, normalise
+from pretrain.loading.loader import Loader
+from pretrain.source.images import ImageFolder
 from pretrain.views import View, ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator

@@ -19,10 +19,10 @@ from disk_faults import before_each_call
 from sources_synthetic import write_tar
 from test_make_shards import PLAIN, RAW, by_original, files
 
-from pretrain.make_shards import make_shards
-from pretrain.shard_content import Content, Options
-from pretrain.shard_index import verify
-from pretrain.sources import open_source
+from pretrain.sharding.content import Content, Options
+from pretrain.sharding.make_shards import make_shards
+from pretrain.source.open_source import open_source
+from pretrain.source.shard_index import verify
 from runtime.errors import InputError
 from runtime.image_files import images_below
 

@@ -15,12 +15,12 @@ from PIL import Image
 from sources_synthetic import KINDS, as_source, write_tar
 from test_trainer import run
 
-from pretrain import tar_index
-from pretrain.data import Batch, EpochBatches, ViewDataset
-from pretrain.images import ImageFolder
-from pretrain.loader import Loader
-from pretrain.shards import expand
-from pretrain.sources import open_source
+from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.source import tar_index
+from pretrain.source.images import ImageFolder
+from pretrain.source.open_source import open_source
+from pretrain.source.shards import expand
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 

@@ -19,9 +19,9 @@ from test_on_device import pillow_crop
 from test_trainer import CONFIG, run, tiny
 
 from pretrain.augment import PIPELINES
-from pretrain.data import Batch, EpochBatches, ViewDataset
-from pretrain.images import ImageFolder
-from pretrain.loader import Loader
+from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.source.images import ImageFolder
 from pretrain.views import ViewRecipe
 
 RECIPE = ViewRecipe(24, grayscale_first=False, jitter_prob=0.8, blur_prob=0.5)

@@ -14,14 +14,13 @@ import pytest
 from conftest import ROOT, write_images
 from PIL import Image
 
-from pretrain import survey as survey_module
-from pretrain import trial
 from pretrain.checks import check_values
 from pretrain.config import load_cfg
-from pretrain.images import ImageFolder
-from pretrain.suggest import Choice, Machine, choose
-from pretrain.suggested_recipe import _usable_gpus, render, suggest
-from pretrain.survey import Survey, survey
+from pretrain.source.images import ImageFolder
+from pretrain.suggest.choice import Choice, Machine, choose, trial
+from pretrain.suggest.choice import survey as survey_module
+from pretrain.suggest.suggested_recipe import _usable_gpus, render, suggest
+from pretrain.suggest.survey import Survey, survey
 from runtime.config import get
 from runtime.errors import InputError
 

@@ -14,11 +14,11 @@ from PIL import Image
 from test_trainer import CONFIG, run, tiny
 
 from pretrain.augment.reference import apply
-from pretrain.data import REPLACEMENTS, EpochBatches, ViewDataset
-from pretrain.decode import decode
-from pretrain.images import ImageFolder, UnreadableImageError
-from pretrain.loader import Loader
-from pretrain.unreadable import UnreadableImages, allowed
+from pretrain.loading.batches import REPLACEMENTS, EpochBatches, ViewDataset
+from pretrain.loading.loader import Loader
+from pretrain.source.decode import decode
+from pretrain.source.images import ImageFolder, UnreadableImageError
+from pretrain.source.unreadable import UnreadableImages, allowed
 from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator

@@ -26,7 +26,7 @@ from pretrain.augment import PIPELINES
 from pretrain.augment.on_device import finish
 from pretrain.augment.rows import WIDTH, pack
 from pretrain.config import load_cfg, view_recipe
-from pretrain.sources import open_source
+from pretrain.source.open_source import open_source
 from pretrain.views import ViewRecipe, draw
 from runtime.randomness import generator
 

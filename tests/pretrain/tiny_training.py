@@ -9,8 +9,8 @@ from fvcore.common.config import CfgNode
 
 from pretrain.bn_groups import share_running_statistics_
 from pretrain.config import default_cfg
-from pretrain.data import Batch
 from pretrain.dictionaries import contrastive_method
+from pretrain.loading.batches import Batch
 from pretrain.methods import Method, SupervisedMethod
 from pretrain.step import Step
 from runtime.distributed import data_parallel, mean_over_ranks, rank, world_size

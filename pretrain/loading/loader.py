@@ -11,10 +11,10 @@ from itertools import chain
 
 import torch
 
-from pretrain.data import Batch, EpochBatches, ViewDataset
-from pretrain.ring import BatchSize, Ring, Slot
-from pretrain.to_gpu import ToGPU, page_locked
-from pretrain.workers import START, InThisProcess, Makers, Part, Report, Workers
+from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
+from pretrain.loading.ring import BatchSize, Ring, Slot
+from pretrain.loading.to_gpu import ToGPU, page_locked
+from pretrain.loading.workers import START, InThisProcess, Makers, Part, Report, Workers
 from runtime.errors import InputError
 
 log = logging.getLogger("moco")

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from pretrain import raw
-from pretrain.jpeg import decode_plain
+from pretrain.source import raw
+from pretrain.source.jpeg import decode_plain
 
 DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # Pillow knows some that run other programs
 MAX_PIXELS = 50_000_000  # 150 MB of RGB in each worker

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pretrain import shard_index
-from pretrain.images import ImageSource
-from pretrain.shard_content import Content, Options
-from pretrain.shard_index import UNFINISHED, Shard, ShardIndex
-from pretrain.shard_workers import written
-from pretrain.sources import open_source
-from pretrain.unreadable import LIST
+from pretrain.sharding.content import Content, Options
+from pretrain.sharding.workers import written
+from pretrain.source import shard_index
+from pretrain.source.images import ImageSource
+from pretrain.source.open_source import open_source
+from pretrain.source.shard_index import UNFINISHED, Shard, ShardIndex
+from pretrain.source.unreadable import LIST
 from runtime.device import loader_workers
 from runtime.errors import InputError
 from runtime.files import atomic_write, remove_leftovers, write_text

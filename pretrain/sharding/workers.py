@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.shard_content import Content
-from pretrain.shard_index import Shard
+from pretrain.sharding.content import Content
+from pretrain.source.shard_index import Shard
 from runtime.errors import InputError
 from runtime.stopping import leave_to_main
 

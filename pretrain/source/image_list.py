@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.images import ImageSource, file_size, of_the_storage, read_file
+from pretrain.source.images import ImageSource, file_size, of_the_storage, read_file
 from runtime.errors import InputError
 
 

@@ -17,8 +17,8 @@ from typing import IO
 
 import numpy as np
 
-from pretrain import raw
-from pretrain.decode import MAX_BYTES
+from pretrain.source import raw
+from pretrain.source.decode import MAX_BYTES
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.image_files import IMAGE_SUFFIXES

@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Lock
 from typing import Any, NamedTuple, Protocol
 
-from pretrain.data import ViewDataset
-from pretrain.ring import Ring
+from pretrain.loading.batches import ViewDataset
+from pretrain.loading.ring import Ring
 from runtime.device import use_one_thread
 from runtime.errors import InputError
 from runtime.memory import keep_freed_memory

@@ -9,7 +9,7 @@ import resource
 import weakref
 from pathlib import Path
 
-from pretrain.images import of_the_storage
+from pretrain.source.images import of_the_storage
 from runtime.errors import InputError
 
 MOST = 256  # files open at a time in a process

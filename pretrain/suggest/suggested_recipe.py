@@ -14,10 +14,10 @@ import yaml
 
 from pretrain.checks import check_data, check_values
 from pretrain.config import load_cfg
-from pretrain.sources import open_source
-from pretrain.suggest import Choice, Machine, choose
-from pretrain.survey import Survey, survey
-from pretrain.trial import Trial, run_trial
+from pretrain.source.open_source import open_source
+from pretrain.suggest.choice import Choice, Machine, choose
+from pretrain.suggest.survey import Survey, survey
+from pretrain.suggest.trial import Trial, run_trial
 from runtime.errors import InputError
 from runtime.files import write_text
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain import raw
-from pretrain.images import ImageSource, UnreadableImageError
-from pretrain.open_files import OpenFiles
-from pretrain.shard_index import checked, common_classes, shards_listed
-from pretrain.tar_index import ORIGINAL_BYTES, index_tar
+from pretrain.source import raw
+from pretrain.source.images import ImageSource, UnreadableImageError
+from pretrain.source.open_files import OpenFiles
+from pretrain.source.shard_index import checked, common_classes, shards_listed
+from pretrain.source.tar_index import ORIGINAL_BYTES, index_tar
 from runtime.errors import InputError
 
 MAX_SHARDS = 1_000_000  # that a pattern may name

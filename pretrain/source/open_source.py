@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from pretrain.image_list import ImageList
-from pretrain.images import ImageFolder, ImageSource
-from pretrain.shards import Shards, expand, shards_in
+from pretrain.source.image_list import ImageList
+from pretrain.source.images import ImageFolder, ImageSource
+from pretrain.source.shards import Shards, expand, shards_in
 from runtime.errors import InputError
 from runtime.image_files import IMAGE_SUFFIXES, images_below
 

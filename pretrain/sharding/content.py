@@ -18,11 +18,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from pretrain import raw
-from pretrain.decode import DECODERS, printable
-from pretrain.images import ImageSource, UnreadableImageError
-from pretrain.shard_index import Shard
-from pretrain.tar_index import CLASS_SUFFIX, ORIGINAL_SUFFIX
+from pretrain.source import raw
+from pretrain.source.decode import DECODERS, printable
+from pretrain.source.images import ImageSource, UnreadableImageError
+from pretrain.source.shard_index import Shard
+from pretrain.source.tar_index import CLASS_SUFFIX, ORIGINAL_SUFFIX
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256
 from runtime.image_files import IMAGE_SUFFIXES

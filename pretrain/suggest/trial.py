@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from pretrain.images import ImageSource
+from pretrain.source.images import ImageSource
 from runtime.config import dump
 from runtime.errors import InputError
 from runtime.randomness import generator

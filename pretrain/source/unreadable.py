@@ -1,7 +1,7 @@
 """Unreadable images are replaced, counted and listed; too many of them stop the run.
 
 Which image takes the place of another is a pure function of the seed and the place, as every draw
-is (``pretrain/data.py``). Here is the account of it, over all processes.
+is (``pretrain/loading/batches.py``). Here is the account of it, over all processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from pretrain.decode import printable
+from pretrain.source.decode import printable
 from runtime.distributed import all_gather_objects, from_main, is_main
 from runtime.errors import InputError
 from runtime.files import write_text

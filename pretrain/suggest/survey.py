@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.images import ImageSource, UnreadableImageError
+from pretrain.source.images import ImageSource, UnreadableImageError
 from runtime.errors import InputError
 from runtime.randomness import generator
 

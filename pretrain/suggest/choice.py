@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pretrain.survey import Survey
+from pretrain.suggest.survey import Survey
 from runtime.errors import InputError
 
 PAPER_BATCH, PAPER_LR = 256, 0.03

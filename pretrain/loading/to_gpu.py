@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pretrain.data import Batch
+from pretrain.loading.batches import Batch
 
 
 @contextlib.contextmanager

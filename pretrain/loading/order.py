@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.images import ImageSource
-from pretrain.shards import Shards
+from pretrain.source.images import ImageSource
+from pretrain.source.shards import Shards
 from runtime.errors import InputError
 from runtime.randomness import generator
 

@@ -13,8 +13,8 @@ import torch
 from pretrain.augment import PIPELINES, fast
 from pretrain.augment.on_device import finish
 from pretrain.augment.rows import WIDTH, pack
-from pretrain.images import ImageSource, UnreadableImageError
-from pretrain.order import Window, permutation
+from pretrain.loading.order import Window, permutation
+from pretrain.source.images import ImageSource, UnreadableImageError
 from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
@@ -168,8 +168,8 @@ class ViewDataset:
 class EpochBatches:
     """The (epoch, index) pairs of this rank's share of every global batch from ``start_step`` on.
 
-    Each epoch is a permutation of all images (:mod:`pretrain.order`); the incomplete last batch is
-    dropped, as in the official code. Rank r of W takes the r-th part of each global batch.
+    Each epoch is a permutation of all images (:mod:`pretrain.loading.order`); the incomplete last
+    batch is dropped, as in the official code. Rank r of W takes the r-th part of each global batch.
     """
 
     def __init__(

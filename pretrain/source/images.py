@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from pretrain.decode import MAX_BYTES, decode, decode_pixels, reason
+from pretrain.source.decode import MAX_BYTES, decode, decode_pixels, reason
 from runtime.errors import InputError
 from runtime.image_files import IMAGE_SUFFIXES, images_below
 
@@ -145,7 +145,8 @@ class ImageFolder(ImageSource):
 def read_file(path: Path) -> bytes:
     """The content of a file. InputError where the storage fails.
 
-    Of a file that is far too large, just enough for :func:`pretrain.decode.decode` to refuse it.
+    Of a file that is far too large, just enough for :func:`pretrain.source.decode.decode` to
+    refuse it.
     """
     try:
         with open(path, "rb", buffering=0) as stream:

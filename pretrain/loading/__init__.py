@@ -1,0 +1,1 @@
+"""Batches of views: in which order, by which processes, and through which memory."""

@@ -1,0 +1,1 @@
+"""A recipe for the images and the machine at hand."""
