@@ -17,8 +17,9 @@ from PIL import Image
 from pretrain.checks import check_values
 from pretrain.config import load_cfg
 from pretrain.source.images import ImageFolder
-from pretrain.suggest.choice import Choice, Machine, choose, trial
-from pretrain.suggest.choice import survey as survey_module
+from pretrain.suggest import survey as survey_module
+from pretrain.suggest import trial
+from pretrain.suggest.choice import Choice, Machine, choose
 from pretrain.suggest.suggested_recipe import _usable_gpus, render, suggest
 from pretrain.suggest.survey import Survey, survey
 from runtime.config import get
