@@ -18,7 +18,7 @@ from runtime.errors import InputError
 from runtime.randomness import generator
 from runtime.rundir import read_metrics
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "pretrain.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "pretrain.py"
 STEPS = 5  # the first one also prepares things and does not count
 
 
