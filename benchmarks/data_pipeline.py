@@ -32,6 +32,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
 
 from benchmarks.timing import Timing, interleave, timed
 from pretrain.augment import PIPELINES, MakeView, fallback, fast
@@ -111,6 +113,24 @@ def with_pillow(transform: Callable[[Image.Image], object], files: list[bytes]) 
             transform(image)
 
 
+def tensor_transforms() -> v2.Compose:
+    """torchvision.transforms.v2 on uint8 tensors, recipe v2."""
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    # 13 taps, as Pillow's three boxes have at the largest width
+    blur = v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5)
+    crop, grey = v2.RandomResizedCrop(224, (0.2, 1.0), antialias=True), v2.RandomGrayscale(0.2)
+    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return v2.Compose([crop, jitter, grey, blur, v2.RandomHorizontalFlip(), *last])
+
+
+def with_tensors(transform: Callable[[torch.Tensor], object], files: list[bytes]) -> None:
+    for content in files:
+        encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        image = decode_jpeg(encoded, ImageReadMode.RGB)
+        for _ in range(VIEWS):
+            transform(image)
+
+
 def with_albumentations(transform: Any, files: list[bytes]) -> None:
     for content in files:
         image = cv2.cvtColor(cv2.imdecode(np.frombuffer(content, np.uint8), 1), cv2.COLOR_BGR2RGB)
@@ -133,23 +153,24 @@ def paths(images: list[Image.Image]) -> dict[str, Work]:
     files = [as_jpeg(image) for image in images]
     small = [as_jpeg(smaller(image)) for image in images]
     pixels = [raw.to_bytes(np.asarray(smaller(image))) for image in images]
-    v1, v2 = recipe("v1"), recipe("v2")
-    batch = np.zeros((VIEWS, len(files), 3, v2.crop_size, v2.crop_size), np.uint8)
+    old, new = recipe("v1"), recipe("v2")
+    batch = np.zeros((VIEWS, len(files), 3, new.crop_size, new.crop_size), np.uint8)
     views = partial(ours, batch)
     found: dict[str, Work] = {
         "official v2": ("v2", partial(with_pillow, official("v2"), files)),
         "official v1": ("v1", partial(with_pillow, official("v1"), files)),
-        "reference v2": ("v2", partial(views, PIPELINES["reference"], v2, files)),
-        "fast v2": ("v2", partial(views, PIPELINES["fast"], v2, files)),
-        "fast v1": ("v1", partial(views, PIPELINES["fast"], v1, files)),
-        "fast v2, 256 px": ("v2", partial(views, PIPELINES["fast"], v2, small)),
-        "fast v1, 256 px": ("v1", partial(views, PIPELINES["fast"], v1, small)),
-        "fast v2, 256 px raw": ("v2", partial(views, PIPELINES["fast"], v2, pixels)),
-        "fast v2 without numba": ("v2", partial(views, fallback.make_view, v2, files)),
-        "fast v1 without numba": ("v1", partial(views, fallback.make_view, v1, files)),
-        "split": ("v2", partial(views, PIPELINES["split"], v2, files)),
-        "split, 256 px": ("v2", partial(views, PIPELINES["split"], v2, small)),
-        "split, 256 px raw": ("v2", partial(views, PIPELINES["split"], v2, pixels)),
+        "torchvision.transforms.v2 v2": ("v2", partial(with_tensors, tensor_transforms(), files)),
+        "reference v2": ("v2", partial(views, PIPELINES["reference"], new, files)),
+        "fast v2": ("v2", partial(views, PIPELINES["fast"], new, files)),
+        "fast v1": ("v1", partial(views, PIPELINES["fast"], old, files)),
+        "fast v2, 256 px": ("v2", partial(views, PIPELINES["fast"], new, small)),
+        "fast v1, 256 px": ("v1", partial(views, PIPELINES["fast"], old, small)),
+        "fast v2, 256 px raw": ("v2", partial(views, PIPELINES["fast"], new, pixels)),
+        "fast v2 without numba": ("v2", partial(views, fallback.make_view, new, files)),
+        "fast v1 without numba": ("v1", partial(views, fallback.make_view, old, files)),
+        "split": ("v2", partial(views, PIPELINES["split"], new, files)),
+        "split, 256 px": ("v2", partial(views, PIPELINES["split"], new, small)),
+        "split, 256 px raw": ("v2", partial(views, PIPELINES["split"], new, pixels)),
         "decoding alone": ("v2", lambda: [decode_pixels(content) for content in files]),
     }
     return found | others(files)
