@@ -25,21 +25,18 @@ sys.path[0] = str(ROOT)
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as T
 
+from benchmarks.data_pipeline import as_jpeg, generated, official, recipe
 from benchmarks.timing import Timing, interleave
-from demo.scenes import CLASSES, scene
 from pretrain.augment import PIPELINES
-from pretrain.config import load_cfg, view_recipe
-from pretrain.loading.batches import IMAGENET_MEAN, IMAGENET_STD, EpochBatches, ViewDataset
+from pretrain.loading.batches import EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
 from pretrain.source.images import ImageFolder
-from runtime.randomness import generator
 
 BATCH, BATCHES = 32, 4  # images, batches a round
-RECIPES = {name: f"configs/moco_{name}_R50_200ep.yaml" for name in ("v1", "v2")}
+RECIPES = ("v1", "v2")
 ENDLESS = 10**6  # steps
 
 
@@ -85,20 +82,7 @@ class Official(Dataset):
 
     def __init__(self, folder: ImageFolder, version: str) -> None:
         self.folder = folder
-        crop, end = (
-            T.RandomResizedCrop(224, scale=(0.2, 1.0)),
-            [
-                T.RandomHorizontalFlip(),
-                T.ToTensor(),
-                T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ],
-        )
-        if version == "v1":
-            colours = [T.RandomGrayscale(0.2), T.ColorJitter(0.4, 0.4, 0.4, 0.4)]
-        else:
-            jitter = T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
-            colours = [jitter, T.RandomGrayscale(0.2), T.RandomApply([blurred], 0.5)]
-        self.transform = T.Compose([crop, *colours, *end])
+        self.transform = official(version)
 
     def __len__(self) -> int:
         return ENDLESS
@@ -108,11 +92,6 @@ class Official(Dataset):
         with open(self.folder.root / self.folder.files[index], "rb") as stream:
             image = Image.open(stream).convert("RGB")
         return [self.transform(image), self.transform(image)], 0
-
-
-def blurred(image: Image.Image) -> Image.Image:
-    sigma = float(torch.empty(()).uniform_(0.1, 2.0))
-    return image.filter(ImageFilter.GaussianBlur(radius=sigma))
 
 
 class Constant(Dataset):
@@ -152,8 +131,7 @@ def ours(
     kind: type[ViewDataset] = ViewDataset,
     batch: int = BATCH,
 ) -> Callable[[], Iterator[Any]]:
-    recipe = view_recipe(load_cfg(str(ROOT / RECIPES[version]), []))
-    dataset = kind(folder, recipe, 2, 0, None, pipeline)
+    dataset = kind(folder, recipe(version), 2, 0, None, pipeline)
     batches = EpochBatches(len(folder.files), batch, ENDLESS, 0)
     return lambda: iter(Loader(dataset, batches, 1))
 
@@ -184,11 +162,8 @@ def compare(
 
 
 def write_photos(place: Path, count: int = 100) -> None:
-    names = list(CLASSES)
     for number in range(count):
-        rng = generator(0, "photos", number)
-        pixels, _ = scene(names[number % len(names)], 375, 500, (40, 120), rng)
-        Image.fromarray(pixels).save(place / f"{number:03d}.jpg", quality=90)
+        (place / f"{number:03d}.jpg").write_bytes(as_jpeg(generated(number)))
 
 
 def main(folder: str | None, rounds: int, target: str | None) -> None:

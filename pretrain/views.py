@@ -23,9 +23,7 @@ ORDERS = tuple(permutations(range(len(OPERATIONS))))
 TRIES = slice(0, 2 * CROP_ATTEMPTS)  # area and ratio, in turn
 PLACE = slice(TRIES.stop, TRIES.stop + 2)  # of the crop: top, left
 JITTER = slice(PLACE.stop, PLACE.stop + 5)  # the order, and each operation's factor
-STEPS = slice(
-    JITTER.stop, JITTER.stop + 5
-)  # whether jitter, grey and blur, its width, whether flip
+STEPS = slice(JITTER.stop, JITTER.stop + 5)  # whether jitter, grey, blur; its width; whether flip
 DRAWS = STEPS.stop
 
 

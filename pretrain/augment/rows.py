@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pretrain.views import View, ViewRecipe
+from pretrain.views import OPERATIONS, View, ViewRecipe
 
-OPERATIONS = ("none", "brightness", "contrast", "saturation", "hue")  # by their numbers
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(1, 5)
+NUMBERS = {name: number for number, name in enumerate(OPERATIONS, start=1)}
+CONTRAST, SATURATION = NUMBERS["contrast"], NUMBERS["saturation"]
 SLOTS, HUE_SLOT = 7, 3  # three operations fit on either side
 GREY, SIGMA, FLIP = 14, 15, 16
 WIDTH = 17
@@ -38,19 +38,8 @@ def pack(recipe: ViewRecipe, view: View) -> np.ndarray:
     shift = HUE_SLOT - names.index("hue") if "hue" in names else HUE_SLOT + 1
     for i, (name, factor) in enumerate(view.jitter):
         slot = i if i + shift < HUE_SLOT else i + shift
-        row[slot], row[SLOTS + slot] = OPERATIONS.index(name), factor
+        row[slot], row[SLOTS + slot] = NUMBERS[name], factor
     row[GREY] = view.grayscale * (1 if recipe.grayscale_first else 2)
     row[SIGMA] = view.blur_sigma or 0.0
     row[FLIP] = view.flip
     return row
-
-
-def unpack(row: np.ndarray, crop: tuple[int, int, int, int]) -> View:
-    """The view of a row and a crop; numbers as float32 holds them."""
-    jitter = tuple(
-        (OPERATIONS[int(operation)], float(factor))
-        for operation, factor in zip(row[:SLOTS], row[SLOTS : 2 * SLOTS], strict=True)
-        if operation
-    )
-    sigma = float(row[SIGMA]) or None
-    return View(crop, jitter, bool(row[GREY]), sigma, bool(row[FLIP]))

@@ -67,7 +67,7 @@ def retrieval(a: torch.Tensor, b: torch.Tensor, others: torch.Tensor | None = No
     would win, so that a collapsed encoder scores at chance.
     """
     similarity = a.float() @ b.float().T
-    own = similarity.diagonal()[:, None].clone()
+    own = similarity.diagonal()[:, None]
     if others is not None:
         similarity = (a.float() @ others.float().T).diagonal_scatter(own[:, 0])
     is_best = (similarity <= own).all(1)

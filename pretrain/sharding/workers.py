@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +16,7 @@ from pretrain.source.shard_index import Shard
 from runtime.errors import InputError
 from runtime.stopping import leave_to_main
 
-PERIOD = 0.2  # seconds between two reports, and two looks whether the main process lives
+PERIOD = 0.2  # seconds between two reports
 
 _worker: dict[str, Any] = {}  # of a worker process: what it was started with
 
@@ -40,7 +37,7 @@ def written(
     context = multiprocessing.get_context("fork")  # the list of images is shared, not copied
     count, stop = context.Value("q", 0), context.Value("b", 0)
     pool = ProcessPoolExecutor(
-        min(max(workers, 1), len(todo)), context, _begin, (content, count, stop, os.getpid())
+        min(max(workers, 1), len(todo)), context, _begin, (content, count, stop)
     )
     try:
         left = {pool.submit(_write, path, indices) for path, indices in todo}
@@ -59,17 +56,9 @@ def written(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(content: Content, count: Any, stop: Any, parent: int) -> None:
-    leave_to_main(0)
+def _begin(content: Content, count: Any, stop: Any) -> None:
+    leave_to_main()
     _worker.update(content=content, count=count, stop=stop)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-
-
-def _die_with(parent: int) -> None:
-    """A worker would wait for ever for a main process that was killed."""
-    while os.getppid() == parent:
-        time.sleep(PERIOD)
-    os._exit(1)
 
 
 def _write(path: Path, indices: np.ndarray) -> Shard:

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pretrain.augment import PIPELINES, MakeView, batched_ops, on_device
 from pretrain.augment.on_device import finish
 from pretrain.augment.reference import make_view
-from pretrain.augment.rows import WIDTH, pack, unpack
+from pretrain.augment.rows import FLIP, GREY, SIGMA, SLOTS, WIDTH, pack
 from pretrain.source.images import ImageFolder, UnreadableImageError
 from pretrain.source.open_source import open_source
-from pretrain.views import View, ViewRecipe, draw
+from pretrain.views import OPERATIONS, View, ViewRecipe, draw
 from runtime.randomness import generator
 
 REAL = Path("/work/shared/data/imagenet1000_s160")
@@ -30,6 +30,17 @@ V2 = ViewRecipe(
     SIDE, jitter=(0.4, 0.4, 0.4, 0.1), jitter_prob=0.8, grayscale_first=False, blur_prob=0.5
 )
 PLAIN = ViewRecipe(SIDE, jitter_prob=0, grayscale_prob=0, flip_prob=0)
+
+
+def unpack(row: np.ndarray, crop: tuple[int, int, int, int]) -> View:
+    """The view of a row and a crop; numbers as float32 holds them."""
+    jitter = tuple(
+        (OPERATIONS[int(operation) - 1], float(factor))
+        for operation, factor in zip(row[:SLOTS], row[SLOTS : 2 * SLOTS], strict=True)
+        if operation
+    )
+    sigma = float(row[SIGMA]) or None
+    return View(crop, jitter, bool(row[GREY]), sigma, bool(row[FLIP]))
 
 
 def only(**parameters: object) -> ViewRecipe:
