@@ -36,8 +36,15 @@ from pretrain.step import Step
 from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import core_share, loader_workers, run_device
-from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
-from runtime.errors import InputError
+from runtime.distributed import (
+    barrier,
+    data_parallel,
+    from_main,
+    is_main,
+    mean_over_ranks,
+    rank,
+    world_size,
+)
 from runtime.files import write_text
 from runtime.memory import keep_freed_memory
 from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
@@ -134,15 +141,20 @@ class _Run:
         step = checkpoint.restore(
             last, state, self.cfg, self.method.model, self.optimizer, self.fingerprint
         )
-        if step >= self.total_steps:
-            raise InputError(f"the run in {str(self.output)!r} has already finished: {last.name}")
         log.info("resuming from %s at step %d of %d", last, step, self.total_steps)
         if self.cfg.MODEL.INIT:
             log.info("MODEL.INIT is not read again: the run's own checkpoint counts")
         return step
 
     def train(self) -> Path:
-        """Run all steps that are left; return the final checkpoint's path."""
+        """Run all steps that are left; return the final checkpoint's path.
+
+        A launcher may start a run again that a kill has hit behind its last step: only what is
+        missing is made.
+        """
+        if self.start == self.total_steps and from_main(self.monitor.has_neighbours(self.output)):
+            log.info("the run in %s has already finished: nothing is left to do", self.output)
+            return self.output / FINAL
         loader, dataset = self._data()
         if is_main():
             self._write_beginning(dataset)

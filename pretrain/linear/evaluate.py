@@ -34,7 +34,15 @@ from pretrain.source.open_source import open_source
 from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import loader_workers, run_device
-from runtime.distributed import barrier, data_parallel, is_main, mean_over_ranks, rank, world_size
+from runtime.distributed import (
+    barrier,
+    data_parallel,
+    from_main,
+    is_main,
+    mean_over_ranks,
+    rank,
+    world_size,
+)
 from runtime.errors import InputError
 from runtime.files import write_text
 from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
@@ -121,15 +129,14 @@ class _Run:
         step, self.found = state.restore(
             *newest, self.cfg, self.model, self.optimizer, self.identity
         )
-        if step >= self.total_steps and (self.output / RESULTS).exists():
-            raise InputError(
-                f"the run in {str(self.output)!r} has already finished: {newest[0].name}"
-            )
         log.info("resuming from %s at step %d of %d", newest[0], step, self.total_steps)
         return step
 
     def run(self) -> Path:
         """Run all steps that are left; return the path of the results."""
+        if self.start == self.total_steps and from_main((self.output / RESULTS).exists()):
+            log.info("the run in %s has already finished: nothing is left to do", self.output)
+            return self.output / RESULTS
         started = time.perf_counter()
         if is_main():
             write_text(self.output / "config.yaml", dump(self.cfg))

@@ -18,6 +18,8 @@ from runtime.errors import InputError
 
 log = logging.getLogger("moco")
 
+NEIGHBOURS = "neighbours.png"
+
 
 class Monitor:
     """Measures beside the training, which it does not change. Made and called on every rank.
@@ -42,9 +44,13 @@ class Monitor:
             log.info("%s: %s", when, ", ".join(words))
         return figures
 
+    def has_neighbours(self, output: Path) -> bool:
+        """Whether :meth:`save_neighbours` has come to its end in an earlier start."""
+        return (output / NEIGHBOURS).with_suffix(".txt").exists()  # written after the picture
+
     def save_neighbours(self, output: Path) -> None:
-        """At the end: write ``neighbours.png`` and ``neighbours.txt``."""
-        path = output / "neighbours.png"
+        """At the end: write the picture and a text file of the same name."""
+        path = output / NEIGHBOURS
         try:
             save_neighbours(self.method.encoder, self.images, self.cfg, self.workers, path)
         except InputError as error:  # the run has ended well; this is only a picture

@@ -157,12 +157,26 @@ def test_command_line_exits_with_2_and_one_line(image_folder: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_finished_run_makes_only_what_a_kill_has_prevented(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run(image_folder, folder)
+    names = ("neighbours.png", "neighbours.txt", "checkpoint_final.pth", "metrics.json")
+    first = {name: (folder / name).read_bytes() for name in names}
+    for missing in (("neighbours.txt",), ("neighbours.png", "neighbours.txt"), ()):
+        for name in missing:
+            (folder / name).unlink()
+        run(image_folder, folder, resume=True)
+        assert {name: (folder / name).read_bytes() for name in names} == first
+    last_line = (folder / "log.txt").read_text().splitlines()[-1]
+    assert last_line.endswith(f"the run in {folder} has already finished: nothing is left to do")
+
+
 def test_folder_of_another_run_is_refused(image_folder: Path, tmp_path: Path) -> None:
     run(image_folder, tmp_path / "run")
     with pytest.raises(InputError, match="already holds a run"):
         run(image_folder, tmp_path / "run")
-    with pytest.raises(InputError, match="already finished"):
-        run(image_folder, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match=r"SOLVER.BASE_LR is 0.5, but .* begun with 0.03"):
         run(image_folder, tmp_path / "run", "SOLVER.BASE_LR", "0.5", resume=True)
     (image_folder / "a" / "000.jpg").rename(image_folder / "a" / "renamed.jpg")
