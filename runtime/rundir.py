@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runtime.errors import InputError
 from runtime.files import remove_leftovers, write_text
@@ -43,11 +43,12 @@ def prepare(output: str | os.PathLike[str], resume: bool) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. InputError if another process runs in it; freed if we are killed.
+    """Hold the folder's lock; freed if we are killed.
 
-    What an earlier process was writing when it was killed is removed.
+    What an earlier process was writing when it was killed is removed. InputError if another process
+    runs in the folder, or it cannot be written to.
     """
-    with open(folder / ".lock", "w") as stream:
+    with _lock_file(folder) as stream:
         try:
             # lockf, not flock: a flock would live on in workers that outlive us by some seconds
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,6 +58,13 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         remove_leftovers(folder)
         yield
+
+
+def _lock_file(folder: Path) -> IO[str]:
+    try:
+        return open(folder / ".lock", "w")
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ from pretrain.sharding.make_shards import make_shards
 from pretrain.source.shard_index import ShardIndex, verify
 from pretrain.source.unreadable import LIST
 from runtime.errors import exit_code
+from runtime.wording import counted
 
 EXAMPLE = """examples:
   python tools/make_shards.py ~/imagenet/train ~/shards
@@ -30,12 +31,13 @@ def options(args: argparse.Namespace) -> Options:
     return Options(args.format, args.short_side or 0, quality, args.shard_size, seed)
 
 
-def report(folder: str, index: ShardIndex, what: str) -> None:
+def report(folder: str, index: ShardIndex, state: str) -> None:
     size = sum(shard.bytes for shard in index.shards) / 1e6
-    print(f"{folder}: {what} {len(index.shards)} shards, {index.images} images, {size:,.1f} MB")
+    shards, images = counted(len(index.shards), "shard"), counted(index.images, "image")
+    print(f"{folder}: {state}, {shards} with {images}, {size:,.1f} MB")
     left_out = sum(len(shard.unreadable) for shard in index.shards)
     if left_out:
-        print(f"{left_out} unreadable images were left out: {Path(folder) / LIST}")
+        print(f"{counted(left_out, 'unreadable image')} left out: {Path(folder) / LIST}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,9 +45,8 @@ def main(args: argparse.Namespace) -> None:
         report(args.verify, verify(args.verify), "verified")
         return
     skip, workers = args.skip_unreadable, args.workers
-    report(
-        args.output, make_shards(args.source, args.output, options(args), skip, workers), "wrote"
-    )
+    index = make_shards(args.source, args.output, options(args), skip, workers)
+    report(args.output, index, "finished")
 
 
 if __name__ == "__main__":

@@ -125,9 +125,7 @@ class Content:
                             _add(tar, name, content)
                         tick()
                 if len(unreadable) == len(indices):
-                    raise InputError(
-                        f"none of the {len(indices)} images for {path.name} can be read"
-                    )
+                    raise InputError(f"no image for {path.name} can be read, of {len(indices)}")
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
         images = len(indices) - len(unreadable)

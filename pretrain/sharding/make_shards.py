@@ -12,7 +12,7 @@ from typing import IO, Any
 from pretrain.sharding.content import Content, Options
 from pretrain.sharding.workers import written
 from pretrain.source import shard_index
-from pretrain.source.images import ImageSource
+from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_source import open_source
 from pretrain.source.shard_index import UNFINISHED, Shard, ShardIndex
 from pretrain.source.unreadable import LIST
@@ -21,6 +21,7 @@ from runtime.errors import InputError
 from runtime.files import atomic_write, remove_leftovers, write_text
 from runtime.progress import Bar
 from runtime.rundir import locked
+from runtime.wording import counted
 
 RECIPE_CHANGES = (
     "smaller images change the recipe: a crop is cut from fewer pixels, and enlarged more often; "
@@ -49,14 +50,14 @@ def make_shards(
     folder = _output(output, source)
     made_with = options.made_with(source.fingerprint())
     _refuse_others(folder, made_with)
-    print(f"{root}: {len(source.files)} images; {about_classes}")
+    print(f"{root}: {counted(len(source.files), 'image')}, {about_classes}")
     if options.short_side:
         print(f"--short-side {options.short_side}: {RECIPE_CHANGES}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make OUT_DIR {output!r}: {error.strerror}") from error
-    with locked(folder):
+    with locked(folder), _one_line(folder):
         try:
             finished = _finish(folder, content, made_with, loader_workers(workers))
         finally:
@@ -68,6 +69,18 @@ def make_shards(
     return index
 
 
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """A disk that is full or fails becomes an InputError, wherever that shows."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot finish the shards in {str(folder)!r}: {error.strerror or error}; what is "
+            "finished stays: make room or repair the disk, and run it again"
+        ) from error
+
+
 def _classes(source: ImageSource) -> tuple[Sequence[int] | None, tuple[str, ...], str]:
     """Class index of each image, the classes' names, and what to say of them.
 
@@ -75,11 +88,12 @@ def _classes(source: ImageSource) -> tuple[Sequence[int] | None, tuple[str, ...]
     """
     try:
         names = source.class_names()
-    except InputError as error:
-        return None, (), f"no classes go in: {error}"
+    except NoClassError as error:
+        return None, (), f"no classes, which only supervised training needs: {error.found}"
     classes = sorted(set(names))
     number = {name: i for i, name in enumerate(classes)}
-    return [number[name] for name in names], tuple(classes), f"{len(classes)} class(es)"
+    about = counted(len(classes), "class", "classes")
+    return [number[name] for name in names], tuple(classes), about
 
 
 def _output(output: str, source: ImageSource) -> Path:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.source.images import ImageSource, file_size, of_the_storage, read_file
+from pretrain.source.images import ImageSource, NoClassError, file_size, of_the_storage, read_file
 from runtime.errors import InputError
 
 
@@ -63,10 +63,8 @@ class ImageList(ImageSource):
         """What the lines say after the tab."""
         if "" in self.given:
             name = self.files[self.given.index("")]
-            raise InputError(
-                f"{name!r} in {str(self.root)!r} has no class: supervised training needs lines "
-                "PATH, tab, CLASS"
-            )
+            where = f"{name!r} in {str(self.root)!r} has no class"
+            raise NoClassError(where, "lines PATH, tab, CLASS")
         return list(self.given)
 
     def fingerprint(self) -> str:

@@ -31,6 +31,14 @@ class UnreadableImageError(InputError):
         return type(self), (self.name, self.reason)
 
 
+class NoClassError(InputError):
+    """An image has no class. ``found`` says which one, ``needed`` how it would have one."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        super().__init__(f"{found}: supervised training needs {needed}")
+        self.found = found
+
+
 class ImageSource(ABC):
     """N images, each read by its index in any order.
 
@@ -52,7 +60,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def class_names(self) -> list[str]:
-        """Class of each image. InputError where one has none."""
+        """Class of each image. NoClassError where one has none."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -128,10 +136,8 @@ class ImageFolder(ImageSource):
         """Names of the top sub-folders that hold the images."""
         loose = next((name for name in self.files if "/" not in name), None)
         if loose is not None:
-            raise InputError(
-                f"{str(self.root / loose)!r} lies in no class folder: supervised training needs "
-                "DATA.ROOT/CLASS/image.jpg"
-            )
+            where = f"{str(self.root / loose)!r} lies in no class folder"
+            raise NoClassError(where, "DATA.ROOT/CLASS/image.jpg")
         return [name.split("/", 1)[0] for name in self.files]
 
     def fingerprint(self) -> str:

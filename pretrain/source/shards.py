@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.source import raw
-from pretrain.source.images import ImageSource, UnreadableImageError
+from pretrain.source.images import ImageSource, NoClassError, UnreadableImageError
 from pretrain.source.open_files import OpenFiles
 from pretrain.source.shard_index import checked, common_classes, shards_listed
 from pretrain.source.tar_index import ORIGINAL_BYTES, index_tar
@@ -114,10 +114,8 @@ class Shards(ImageSource):
         """Classes by the ``.cls`` members: their names, or numbers as text that sorts like them."""
         if (self.given < 0).any():
             first = self.files[int(np.argmax(self.given < 0))]
-            raise InputError(
-                f"{first!r} in {str(self.root)!r} has no class: supervised training needs "
-                "KEY.cls beside KEY.jpg"
-            )
+            where = f"{first!r} in {str(self.root)!r} has no class"
+            raise NoClassError(where, "KEY.cls beside KEY.jpg")
         if self.given.max() < len(self.names):
             return [self.names[value] for value in self.given]
         width = len(str(self.given.max()))

@@ -19,6 +19,7 @@ import numpy as np
 
 from pretrain.source import raw
 from pretrain.source.decode import MAX_BYTES
+from pretrain.source.images import of_the_storage
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.image_files import IMAGE_SUFFIXES
@@ -63,15 +64,18 @@ def index_tar(path: Path) -> TarIndex:
 
     InputError where the file is damaged, cut short or compressed, or a member is unsafe.
     """
-    cached = _cache_file(path)
     with contextlib.suppress(Exception):  # absent or damaged: it is made anew
-        return _load(cached)
-    index = _scan(path)
+        return _load(_cache_file(path))
     try:
+        index = _scan(path)
+    except OSError as error:
+        raise of_the_storage(path, error) from error
+    try:
+        cached = _cache_file(path)
         cached.parent.mkdir(parents=True, exist_ok=True)
         _save(cached, index)
-    except OSError as error:
-        log.debug("no index kept in %s: %s", cached, error)  # the next start reads the headers
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        log.debug("no index of %s is kept: %s", path, error)  # the next start reads the headers
     return index
 
 

@@ -45,7 +45,8 @@ class UnreadableImages:
     def gather(self) -> None:
         """List what is new on all processes, which call this at the same steps.
 
-        InputError on all of them where the images are more than the limit.
+        InputError on all of them where the images are more than the limit, or the list cannot be
+        written.
         """
         found = all_gather_objects(self._new)
         self._new = {}
@@ -60,7 +61,10 @@ class UnreadableImages:
         if len(self._all) == before:
             return None
         lines = [f"{name}\t{reason}\n" for name, reason in sorted(self._all.items())]
-        write_text(self.path, "".join(lines))
+        try:
+            write_text(self.path, "".join(lines))
+        except OSError as error:
+            return f"cannot list the unreadable images in {str(self.path)!r}: {error.strerror}"
         if len(self._all) > self.limit:
             return self._too_many()
         log.warning(

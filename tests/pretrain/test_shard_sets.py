@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -11,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_images
-from disk_faults import before_each_call
+from disk_faults import before_each_call, failing_at
 from sources_synthetic import write_tar
 from test_make_shards import PLAIN, RAW, by_original, files
 
@@ -134,6 +136,58 @@ def test_a_full_disk_and_a_killed_worker_leave_nothing_half_written(
     assert files(out).keys() == {"shard-000000.tar", "shards.json"}
 
 
+def test_a_failure_of_any_write_is_one_line_and_can_be_finished(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    """Of the small files, too; in this process and in the worker that it forks."""
+    (image_folder / "a" / "003.jpg").write_bytes(b"damaged")  # so that a list is written
+    make_shards(str(image_folder), str(tmp_path / "whole"), PLAIN, skip=True)
+    wanted, reasons = files(tmp_path / "whole"), list[str]()
+    for number in range(1, 100):
+        out = tmp_path / str(number)
+        make = partial(make_shards, str(image_folder), str(out), PLAIN, skip=True, workers=1)
+        before = len(reasons)
+        try:
+            with before_each_call(failing_at(number, errno.ENOSPC)):
+                make()
+        except InputError as error:
+            reasons.append(str(error))
+        if len(reasons) == before:
+            break
+        assert not list(out.glob(".*.tmp"))
+        make()
+        assert files(out) == wanted, number
+    assert number > 20
+    assert all("': No space left on device" in reason for reason in reasons)
+    beginnings = {reason.split(" '")[0] for reason in reasons}
+    assert beginnings == {"cannot write", "cannot finish the shards in"}
+
+
+def test_a_folder_that_cannot_be_written_to(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".lock").mkdir(parents=True)  # also in the way of root
+    done = tool(image_folder, tmp_path / "out")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: cannot write to the folder .*: Is a directory\n", done.stderr)
+
+
+def test_messages(tmp_path: Path) -> None:
+    """As a user reads them: for one image, for a flat folder, and with classes."""
+    write_images(tmp_path / "flat", 1)
+    done = tool(tmp_path / "flat", tmp_path / "1")
+    source, finished = done.stdout.splitlines()
+    assert source == (
+        f"{tmp_path / 'flat'}: 1 image, no classes, which only supervised training needs: "
+        f"'{tmp_path / 'flat' / '000.jpg'}' lies in no class folder"
+    )
+    assert re.fullmatch(rf"{tmp_path / '1'}: finished, 1 shard with 1 image, 0.\d MB", finished)
+    write_images(tmp_path / "classes" / "a", 1)
+    write_images(tmp_path / "classes" / "b", 1, seed=1)
+    done = tool(tmp_path / "classes", tmp_path / "2", "--shard-size", 1)
+    source, finished = done.stdout.splitlines()
+    assert source == f"{tmp_path / 'classes'}: 2 images, 2 classes"
+    assert ": finished, 2 shards with 2 images, " in finished
+
+
 def test_a_damaged_or_missing_shard_is_found_and_made_again(
     image_folder: Path, tmp_path: Path
 ) -> None:
@@ -162,7 +216,7 @@ def test_a_damaged_or_missing_shard_is_found_and_made_again(
     assert files(out) == whole
     done = tool("--verify", out)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "verified 3 shards, 24 images" in done.stdout
+    assert "verified, 3 shards with 24 images" in done.stdout
 
 
 def test_a_set_with_another_shard_is_refused(image_folder: Path, tmp_path: Path) -> None:
@@ -191,7 +245,7 @@ def test_unreadable_images(image_folder: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".*.tmp"))
     done = tool(image_folder, tmp_path / "out", "--shard-size", 10, "--skip-unreadable")
     assert done.returncode == 0, done.stderr
-    assert "2 unreadable images were left out" in done.stdout
+    assert "2 unreadable images left out" in done.stdout
     listed = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
     assert [line.split("\t")[0][-9:] for line in listed] == ["a/003.jpg", "b/005.jpg"]
     shards = open_source(tmp_path / "out")

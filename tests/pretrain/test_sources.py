@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -41,6 +42,31 @@ def test_all_sources_hold_the_same_images_and_classes(kind: str, image_folder: P
     assert source.load(3).tobytes() == folder.load(3).tobytes()
     assert source.classes() == (("0", "1") if kind == "shards" else ("a", "b"))
     assert source.labels() == [0] * 12 + [1] * 12
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), RuntimeError("no home")])
+def test_an_index_that_cannot_be_kept_is_made_each_time(
+    failure: Exception, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    name = "_save" if isinstance(failure, OSError) else "_cache_file"
+    monkeypatch.setattr(tar_index, name, fail)
+    shards = as_source("shards", image_folder)
+    for _ in range(2):
+        assert len(open_source(shards).files) == 24
+
+
+def test_a_shard_that_cannot_be_read_is_named(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tar_index, "_members", fail)
+    with pytest.raises(InputError, match=r"cannot read .*000.tar': Permission denied"):
+        open_source(as_source("shards", image_folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from disk_faults import before_each_call, failing_at
 from PIL import Image
 from test_trainer import CONFIG, run, tiny
 
@@ -142,6 +144,16 @@ def test_account_stops_beyond_the_limit_and_survives_a_restart(tmp_path: Path) -
     assert (tmp_path / "unreadable.txt").read_text().count("\n") == 3
     UnreadableImages(tmp_path, limit=2, resume=False)
     assert not (tmp_path / "unreadable.txt").exists()
+
+
+def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    account = UnreadableImages(tmp_path, limit=2, resume=False)
+    account.note([("a.jpg", "empty")])
+    with (
+        before_each_call(failing_at(1, errno.ENOSPC)),
+        pytest.raises(InputError, match=r"cannot list .*unreadable.txt': No space left"),
+    ):
+        account.gather()
 
 
 def test_run_lists_the_images_or_stops(image_folder: Path, tmp_path: Path) -> None:
