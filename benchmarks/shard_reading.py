@@ -95,7 +95,7 @@ def reader(read: Callable[[int], object], order: np.ndarray) -> Callable[[], Non
 
 
 def crop(source: ImageSource, index: int) -> np.ndarray:
-    """What a view looks at; the rest of the image stays unread."""
+    """What a view looks at."""
     pixels = source.pixels(index)
     return pixels[:CROP, :CROP].copy()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
 import os
 import resource
 import weakref
@@ -22,13 +21,15 @@ class OpenFiles:
 
     With ``ahead``, for reading in about the order of the bytes, the disk is always some way before
     the reader. A copy in another process opens its own.
+
+    Files are not mapped into memory: where one becomes shorter, that would kill the process. Nor
+    would it be sooner. Pages that a process looks at for the first time cost as much as a copy.
     """
 
     def __init__(self, ahead: bool = False) -> None:
         self.ahead = ahead
         self._reads = 0
-        # a mapped file has two descriptors
-        most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._open = functools.lru_cache(most)(_File)
 
     def __reduce__(self) -> tuple[type, tuple[bool]]:
@@ -40,19 +41,8 @@ class OpenFiles:
             content = os.pread(self._file(path, offset).descriptor, size, offset)
         except OSError as error:
             raise of_the_storage(path, error) from error
-        _check_length(path, content, size)
-        return content
-
-    def view(self, path: Path, offset: int, size: int) -> memoryview:
-        """``size`` bytes in the system's own cache of the file, read when they are looked at.
-
-        InputError where that fails. The file must not become shorter as long as the view is used.
-        """
-        try:
-            content = self._file(path, offset).mapped[offset : offset + size]
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise InputError(f"cannot read {str(path)!r}: {error}") from error
-        _check_length(path, content, size)
+        if len(content) != size:
+            raise InputError(f"{str(path)!r} has become shorter since this run began")
         return content
 
     def _file(self, path: Path, offset: int) -> _File:
@@ -72,10 +62,6 @@ class _File:
         self._asked = 0  # up to this byte
         self._last = 0  # read
 
-    @functools.cached_property
-    def mapped(self) -> memoryview:
-        return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
-
     def ask_ahead(self, offset: int, now: int) -> None:
         """Have the disk read what comes in the next ``AHEAD`` bytes, without waiting for it.
 
@@ -88,8 +74,3 @@ class _File:
             return
         os.posix_fadvise(self.descriptor, self._asked, AHEAD, os.POSIX_FADV_WILLNEED)
         self._asked += AHEAD
-
-
-def _check_length(path: Path, content: bytes | memoryview, size: int) -> None:
-    if len(content) != size:
-        raise InputError(f"{str(path)!r} has become shorter since this run began")

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.source import raw
-from pretrain.source.images import ImageSource, NoClassError, UnreadableImageError
+from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_files import OpenFiles
 from pretrain.source.shard_index import checked, common_classes, shards_listed
 from pretrain.source.tar_index import ORIGINAL_BYTES, index_tar
@@ -78,15 +77,6 @@ class Shards(ImageSource):
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``. InputError where that fails."""
         return self.open_files.read(*self._place(index))
-
-    def pixels(self, index: int) -> np.ndarray:
-        """As of any source; raw pixels are read from the disk where they are looked at."""
-        if not self.files[index].endswith(raw.SUFFIX):
-            return super().pixels(index)
-        try:
-            return raw.parse(self.open_files.view(*self._place(index)))
-        except ValueError as error:
-            raise UnreadableImageError(str(self.root / self.files[index]), str(error)) from error
 
     def sha256(self, index: int) -> bytes:
         """SHA-256 (32 bytes) of the file that image ``index`` was made from, by ``KEY.sha256``."""
