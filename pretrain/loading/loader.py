@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
+from pretrain.loading.memory_check import check_memory
 from pretrain.loading.ring import BatchSize, Ring, Slot
 from pretrain.loading.to_gpu import ToGPU, page_locked
 from pretrain.loading.workers import START, InThisProcess, Makers, Part, Report, Workers
@@ -31,8 +32,9 @@ class Loader:
     """Iterates over this rank's batches of a run.
 
     What it gives is a function of ``dataset`` and ``batches`` alone. Raises InputError where images
-    cannot be read, and RuntimeError where a worker died or failed, in the place of that batch. The
-    batches lie in the memory of a :class:`Ring`; who keeps more than two of them gets copies.
+    cannot be read, and RuntimeError where a worker died or failed, in the place of that batch; an
+    InputError in place of the first, on all ranks, where memory for the batches is short. They lie
+    in the memory of a :class:`Ring`; who keeps more than two of them gets copies.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Loader:
         ahead = _ahead(len(cuts), self.num_workers)
         data, images = self.dataset, self.batches.share
         size = BatchSize(images, data.view_count, data.recipe.crop_size, data.row_width)
+        check_memory(ahead + LENT, size, self.num_workers, AHEAD + LENT)
         ring = Ring(ahead + LENT, size)
         log.info(
             "views are made by %s, %d batches of %.3g MB in memory",

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.loading import loader, workers
+from pretrain.loading import loader, memory_check, workers
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
 from pretrain.loading.ring import BatchSize, Ring
@@ -216,6 +216,47 @@ def test_arrays_of_a_slot_do_not_overlap() -> None:
         assert slot.rows.shape == (2, 5, 7)
         assert slot.places.shape == (5, 2)
         assert all(array.flags.aligned for array in slot)
+
+
+GB = 10**9
+LARGE = BatchSize(1000, 2, 224, 0)  # 301 MB
+
+
+@pytest.mark.parametrize(
+    ("everybody", "count", "message"),
+    [
+        ([("a", 2 * GB, 3 * GB)], 4, ""),
+        ([("a", 2 * GB, 3 * GB), ("b", 2 * GB, 3 * GB)], 4, ""),
+        (
+            [("a", 2 * GB, 3 * GB), ("b", GB, 2 * GB), ("a", 2 * GB, 3.5 * GB)],
+            4,
+            "4 GB of memory are needed and 3 GB are free on a: 2 processes with 4 batches of 1000 "
+            "images in 2 views of 224 px for 3 workers; lower SOLVER.BATCH_SIZE or",
+        ),
+        ([("a", 2 * GB, GB)], 9, "1 process with 9 .* lower DATA.NUM_WORKERS, SOLVER.BATCH_SIZE"),
+    ],
+)
+def test_memory_is_checked_for_all_processes_of_a_machine(
+    everybody: list, count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_check, "all_gather_objects", lambda _mine: everybody)
+    if not message:
+        memory_check.check_memory(count, LARGE, 3, 4)
+        return
+    with pytest.raises(InputError, match=message):
+        memory_check.check_memory(count, LARGE, 3, 4)
+
+
+def test_too_little_memory_is_one_line_before_any_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need = (loader.AHEAD + loader.LENT) * BatchSize(BATCH, 2, 8, 0).bytes()
+    monkeypatch.setattr(memory_check, "free_memory", lambda: need)
+    assert right(next(iter(build(1))), places()[0])
+    monkeypatch.setattr(memory_check, "free_memory", lambda: need - 1)
+    monkeypatch.setattr(loader, "Ring", None)  # not reached
+    with pytest.raises(InputError, match=r"are needed and .* are free on"):
+        next(iter(build(1)))
 
 
 @pytest.mark.parametrize("share", [1, 15, 16, 17, 100, 256, 1000, 4096])
