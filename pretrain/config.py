@@ -46,7 +46,8 @@ def default_cfg() -> CfgNode:
                 "ROOT": "",
                 "PIPELINE": "fast",  # how views are made; see pretrain/augment
                 # In how many images shards are shuffled, read in the order of their bytes, for
-                # disks with slow random access; 0: each epoch shuffles all images
+                # disks with slow random access; 0: each epoch shuffles all images. Only for shards
+                # whose images are mixed, as tools/make_shards.py makes them
                 "SHUFFLE_WINDOW": 0,
                 "NUM_WORKERS": -1,  # processes that make views; -1: one a core, at most 16
                 # Share of unreadable images that stops the run, but at least 3 may be; 0: none may

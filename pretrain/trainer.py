@@ -21,6 +21,7 @@ from pretrain.config import view_recipe
 from pretrain.dictionaries import contrastive_method
 from pretrain.initial_weights import load_initial_weights
 from pretrain.loading.batches import EpochBatches, ViewDataset
+from pretrain.loading.class_mixture import poor_mixture
 from pretrain.loading.data_wait import WaitingNoted
 from pretrain.loading.loader import Loader
 from pretrain.loading.order import window_of
@@ -76,7 +77,9 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
         set_up_logging(output, main=True)
         for line in beginning:
             log.info("%s", line)
-        for line in (*notes, *doubts(cfg, len(folder.files) // cfg.SOLVER.BATCH_SIZE)):
+        batch = cfg.SOLVER.BATCH_SIZE
+        mixture = poor_mixture(folder, cfg.DATA.SHUFFLE_WINDOW, batch, cfg.SEED)
+        for line in (*notes, *doubts(cfg, len(folder.files) // batch), *mixture):
             log.warning("%s", line)
         return _Run(cfg, folder, method, monitor, output, resume).train()
 

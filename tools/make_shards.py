@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turn images into WebDataset shards for pretraining, or verify such shards."""
+"""Turn images into WebDataset shards for pretraining, mixed, or verify such shards."""
 
 import argparse
 import sys
@@ -62,8 +62,9 @@ if __name__ == "__main__":
     add("--quality", type=int, help=f"of JPEGs made smaller (default {DEFAULT_QUALITY})")
     add("--shard-size", type=int, default=DEFAULT_SIZE, metavar="IMAGES")
     order = parser.add_mutually_exclusive_group()
-    order.add_argument("--seed", type=int, default=0, help="of the order of the images")
-    order.add_argument("--no-shuffle", action="store_true", help="in the order of the source")
+    order.add_argument("--seed", type=int, default=0, help="of the order: all images mixed")
+    as_before = "in the order of the source, where a folder lists class after class"
+    order.add_argument("--no-shuffle", action="store_true", help=as_before)
     add("--skip-unreadable", action="store_true", help="leave such images out, and list them")
     add("--workers", type=int, default=-1, help="processes (default: one a core, at most 16)")
     arguments = parser.parse_args()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from test_trainer import run, tiny
 
 from pretrain.checks import doubts
 from pretrain.config import load_cfg
+from pretrain.loading import class_mixture
 from pretrain.loading.batches import EpochBatches, ViewDataset
+from pretrain.loading.class_mixture import poor_mixture
 from pretrain.loading.loader import Loader
 from pretrain.loading.order import Window, permutation, window_of
 from pretrain.source import open_files, raw
@@ -137,10 +141,15 @@ def test_any_number_of_workers_and_any_restart_give_the_same_batches(image_folde
         assert batches(open_source(root), start // 3 % 3, start) == whole[start:]
 
 
-def test_a_run_in_a_window_is_killed_and_resumed(image_folder: Path, tmp_path: Path) -> None:
+def test_a_run_in_a_window_is_killed_and_resumed(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_mixture, "ENOUGH", 2)
     shards = as_source("shards", image_folder)
     options = ("DATA.SHUFFLE_WINDOW", "6", "CHECKPOINT_STEPS", "2", "CHECKPOINT_KEEP", "0")
     whole = run(shards, tmp_path / "run", *options)["state_dict"]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "DATA.SHUFFLE_WINDOW 6: a batch holds 2.0 classes" in log
     shuffled = run(shards, tmp_path / "shuffled")["state_dict"]
     assert not torch.equal(whole["module.queue"], shuffled["module.queue"])
     for last in ("checkpoint_step0000004.pth", "checkpoint_0000.pth"):
@@ -163,6 +172,48 @@ def test_a_window_needs_shards(image_folder: Path, tmp_path: Path) -> None:
     overrides = tiny(image_folder, tmp_path, "DATA.SHUFFLE_WINDOW", "12")
     cfg = load_cfg(str(ROOT / "configs/moco_v1_R50_200ep.yaml"), overrides)
     assert any("SHUFFLE_WINDOW 12 is 1.5 batches" in line for line in doubts(cfg, 3))
+
+
+def sorted_by_class(classes: int, each: int, shard: int, shuffled: bool = False) -> Shards:
+    """Shards without files: what the order is made of."""
+    count = classes * each
+    given = np.repeat(np.arange(classes), each)
+    if shuffled:
+        np.random.default_rng(0).shuffle(given)
+    zeros, names = np.zeros(count, np.int64), tuple(map(str, range(count)))
+    paths = tuple(Path(f"{i}.tar") for i in range(count // shard))
+    return Shards(Path(), names, paths, np.arange(count) // shard, zeros, zeros, given, zeros)
+
+
+@pytest.mark.parametrize(
+    ("window", "shuffled", "warned"),
+    [(300, False, True), (2000, False, True), (100_000, False, False), (300, True, False)],
+)
+def test_shards_sorted_by_class_are_noticed_in_a_window(
+    window: int, shuffled: bool, warned: bool
+) -> None:
+    source = sorted_by_class(50, 200, 500, shuffled)
+    lines = list(poor_mixture(source, window, 64, 0))
+    assert len(lines) == warned
+    if warned:
+        order = permutation(10_000, 0, 0, window_of(source, window))
+        few = np.mean([len(set(source.given[order[i : i + 64]])) for i in range(0, 9900, 64)])
+        all_mixed = 50 * (1 - (1 - 1 / 50) ** 64)
+        found, expected = (float(x) for x in re.findall(r"holds? ([\d.]+)", lines[0]))
+        assert found == pytest.approx(few, rel=0.1)
+        assert expected == pytest.approx(all_mixed, rel=0.03)
+    assert not list(poor_mixture(source, 0, 64, 0))
+
+
+@pytest.mark.parametrize("batch", [2, 8, 24])
+@pytest.mark.parametrize("classes", [1, 2, 12])
+def test_mixed_shards_are_not_warned_of(batch: int, classes: int) -> None:
+    """By chance alone: few and small batches, whatever the seed."""
+    source = sorted_by_class(classes, 24 // classes, 8, shuffled=True)
+    for seed in range(20):
+        assert not list(poor_mixture(source, 24, batch, seed))
+    nothing_known = dataclasses.replace(source, given=np.full(24, -1))
+    assert not list(poor_mixture(nothing_known, 1, batch, 0))
 
 
 def test_few_files_are_open_and_each_is_opened_once(
