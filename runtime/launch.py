@@ -21,6 +21,8 @@ import torch.multiprocessing as mp
 from runtime.errors import InputError, exit_code
 from runtime.restarts import fresh_part, no_more, requeued, restarted, torchrun_store
 
+FIRST_PORT, PORTS = 20000, 12000  # below those that Linux gives away (32768 and up)
+
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
     """Add Detectron2's launch options to a command line."""
@@ -90,7 +92,8 @@ def _started_by_launcher() -> tuple[int, int, int] | None:
     if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
         nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"
         env.setdefault("MASTER_ADDR", _first_host(nodes))
-        env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
+        port = FIRST_PORT + int(env["SLURM_JOB_ID"]) % PORTS
+        env.setdefault("MASTER_PORT", str(port))
         env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["SLURM_LOCALID"])
     return None

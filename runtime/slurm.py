@@ -14,6 +14,7 @@ from runtime.errors import SIGNALLED, InputError
 
 STOP = "USR1"  # a run saves a checkpoint when it receives it
 SECONDS_TO_SAVE = 180  # between that signal and the end of a job's time
+QUEUED_AGAIN = -1  # submitit's exit code, when the signal has hit a script that starts or ends
 MAX_STARTS = 1000  # a run may need many jobs; each one goes on from a checkpoint
 DEFAULTS = {"nodes": 1, "gpus": 1, "cpus": 8, "hours": 24.0}
 
@@ -34,6 +35,8 @@ class Job:
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
+            if end.code == QUEUED_AGAIN:
+                raise
             self._ended(int(end.code or 0))
 
     def _ended(self, code: int) -> None:
