@@ -30,9 +30,9 @@ from pretrain.monitor import Monitor
 from pretrain.pictures import save_views
 from pretrain.precision import set_computation
 from pretrain.saving import FINAL, Saver
+from pretrain.source.flaws import FlawedImages, allowed
 from pretrain.source.images import ImageSource
 from pretrain.source.open_source import open_source
-from pretrain.source.unreadable import UnreadableImages, allowed
 from pretrain.step import Step
 from runtime import checkpoints, rundir
 from runtime.config import dump
@@ -117,7 +117,7 @@ class _Run:
         self.total_steps = schedule.total_steps(cfg.SOLVER, self.steps_per_epoch)
         self.fingerprint = folder.fingerprint()
         limit = allowed(cfg.DATA.MAX_UNREADABLE, len(folder.files))
-        self.unreadable = UnreadableImages(output, limit, resume)
+        self.flawed = FlawedImages(output, limit, resume)
         if self.device.type == "cpu":
             keep_freed_memory()
         method.model.to(self.device).to(memory_format=torch.channels_last)
@@ -232,7 +232,7 @@ class _Run:
                 before = time.perf_counter()
                 batch = next(batches)
                 progress.waited(time.perf_counter() - before)
-                self.unreadable.note(batch.unreadable)
+                self.flawed.note(batch.flaws)
                 done = step + 1
                 save = saver.due(done)
                 report = done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps
@@ -240,7 +240,7 @@ class _Run:
                 loss, accuracy = take_step(batch)
                 signal = watch.after(done, loss, wait=save or report)
                 if save or report or signal:
-                    self.unreadable.gather()
+                    self.flawed.gather()
                 if report:
                     self._log(writer, progress, done, loss, accuracy, lr)
                 self._measure(writer, done)

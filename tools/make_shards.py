@@ -10,8 +10,8 @@ sys.path[0] = str(ROOT)
 
 from pretrain.sharding.content import DEFAULT_QUALITY, DEFAULT_SIZE, FORMATS, Options
 from pretrain.sharding.make_shards import make_shards
+from pretrain.source.flaws import DAMAGED, UNREADABLE
 from pretrain.source.shard_index import ShardIndex, verify
-from pretrain.source.unreadable import LIST
 from runtime.errors import exit_code
 from runtime.wording import counted
 
@@ -35,9 +35,11 @@ def report(folder: str, index: ShardIndex, state: str) -> None:
     size = sum(shard.bytes for shard in index.shards) / 1e6
     shards, images = counted(len(index.shards), "shard"), counted(index.images, "image")
     print(f"{folder}: {state}, {shards} with {images}, {size:,.1f} MB")
-    left_out = sum(len(shard.unreadable) for shard in index.shards)
-    if left_out:
-        print(f"{counted(left_out, 'unreadable image')} left out: {Path(folder) / LIST}")
+    said = {UNREADABLE: ("unreadable image", "left out"), DAMAGED: ("damaged image", "among them")}
+    for name, images in index.flaws().items():
+        what, where = said[name]
+        if images:
+            print(f"{counted(len(images), what)} {where}: {Path(folder) / name}")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -203,8 +203,9 @@ class _Run:
                 before = time.perf_counter()
                 batch = next(made)
                 progress.waited(time.perf_counter() - before)
-                if batch.unreadable:  # labelled images count: none is replaced
-                    raise UnreadableImageError(*batch.unreadable[0])
+                for flaw in batch.flaws:
+                    if not flaw.used:  # labelled images count: none is replaced
+                        raise UnreadableImageError(flaw.name, flaw.reason)
                 loss = self._step(model, batch, step)
                 done = step + 1
                 if done % cfg.LOG_PERIOD == 0 or done == self.total_steps:

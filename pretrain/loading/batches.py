@@ -14,6 +14,7 @@ from pretrain.augment import PIPELINES, fast
 from pretrain.augment.on_device import finish
 from pretrain.augment.rows import WIDTH, pack
 from pretrain.loading.order import Window, permutation
+from pretrain.source.flaws import Flaw
 from pretrain.source.images import ImageSource, UnreadableImageError
 from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
@@ -32,7 +33,7 @@ class Batch:
         views: ``view_count`` tensors N x 3 x S x S, uint8, RGB.
         labels: int64 N; the class index, or -1 without classes.
         indices: int64 N; which image of the source.
-        unreadable: name and reason of the images that others took the places of.
+        flaws: of unreadable images, which others took the places of, and of damaged ones.
         rows: of views that are only cropped yet, what is left to do: float32 view_count x N x
             WIDTH (``pretrain/augment/rows.py``), always on the CPU.
     """
@@ -40,25 +41,25 @@ class Batch:
     views: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     indices: torch.Tensor
-    unreadable: tuple[tuple[str, str], ...] = ()
+    flaws: tuple[Flaw, ...] = ()
     rows: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; the host does not wait for the copies."""
         views = tuple(view.to(device, non_blocking=True) for view in self.views)
         labels, indices = (x.to(device, non_blocking=True) for x in (self.labels, self.indices))
-        return Batch(views, labels, indices, self.unreadable, self.rows)
+        return Batch(views, labels, indices, self.flaws, self.rows)
 
     def finished(self) -> Batch:
         """The batch with finished views, made on the device that it is on."""
         if self.rows is None:
             return self
         views = finish(torch.cat(self.views), self.rows.flatten(0, 1)).chunk(len(self.views))
-        return Batch(views, self.labels, self.indices, self.unreadable)
+        return Batch(views, self.labels, self.indices, self.flaws)
 
 
 class Sample(NamedTuple):
-    """The views of one image, its label and index, and what had to be left out before it.
+    """The views of one image, its label and index, and flaws of it and those left out before.
 
     ``rows``: what is left to do with the views, as in :class:`Batch`, of one image.
     """
@@ -66,7 +67,7 @@ class Sample(NamedTuple):
     views: list[torch.Tensor]
     label: int
     image_index: int
-    unreadable: list[tuple[str, str]]
+    flaws: list[Flaw]
     rows: torch.Tensor | None
 
     def finished(self) -> list[torch.Tensor]:
@@ -106,12 +107,12 @@ class ViewDataset:
         size = self.recipe.crop_size
         views = np.empty((self.view_count, 3, size, size), dtype=np.uint8)
         rows = np.empty((self.view_count, self.row_width), dtype=np.float32)
-        image_index, unreadable = self.write(*where, views, rows)
+        image_index, flaws = self.write(*where, views, rows)
         return Sample(
             list(torch.from_numpy(views)),
             self.label(image_index),
             image_index,
-            unreadable,
+            flaws,
             torch.from_numpy(rows) if self.row_width else None,
         )
 
@@ -122,24 +123,26 @@ class ViewDataset:
 
     def write(
         self, epoch: int, index: int, views: np.ndarray, rows: np.ndarray
-    ) -> tuple[int, list[tuple[str, str]]]:
+    ) -> tuple[int, list[Flaw]]:
         """Write views and what is left to do with them to ``views`` and ``rows``.
 
         uint8 view_count x 3 x S x S and float32 view_count x ``row_width``. Returns which image
-        they are of, and name and reason of those that it took the place of.
+        they are of, its flaw if it has one, and those of images that it took the place of.
         """
-        unreadable: list[tuple[str, str]] = []
+        flaws: list[Flaw] = []
         for candidate in self._candidates(epoch, index):
+            name, damage = self.source.files[candidate], list[str]()
             try:
-                image = self.source.pixels(candidate)
+                image = self.source.pixels(candidate, damage)
             except UnreadableImageError as error:
-                unreadable.append((self.source.files[candidate], error.reason))
+                flaws.append(Flaw(name, error.reason))
                 continue
+            flaws += [Flaw(name, reason, used=True) for reason in damage]
             for number in range(self.view_count):
                 rng = generator(self.seed, "augmentation", epoch, index, number)
                 self._make(image, rng, views[number], rows[number])
-            return candidate, unreadable
-        name, reason = unreadable[0]
+            return candidate, flaws
+        name, reason, _ = flaws[0]
         raise InputError(
             f"cannot read image {name!r} ({reason}), nor {REPLACEMENTS} others drawn in its place: "
             f"look at the images of {str(self.source.root)!r}"

@@ -16,6 +16,7 @@ from pretrain.loading.memory_check import check_memory
 from pretrain.loading.ring import BatchSize, Ring, Slot
 from pretrain.loading.to_gpu import ToGPU, page_locked
 from pretrain.loading.workers import START, InThisProcess, Makers, Part, Report, Workers
+from pretrain.source.flaws import Flaw
 from runtime.errors import InputError
 
 log = logging.getLogger("moco")
@@ -87,14 +88,14 @@ class _Making:
         self.left -= 1
         self.reports.append(report)
 
-    def unreadable(self) -> tuple[tuple[str, str], ...]:
+    def flaws(self) -> tuple[Flaw, ...]:
         """In the order of the batch. Raises the first problem."""
         self.reports.sort()
         for report in self.reports:
             if report.problem is not None:
                 problem = report.problem
                 raise problem if isinstance(problem, InputError) else RuntimeError(problem)
-        return tuple(chain.from_iterable(report.unreadable for report in self.reports))
+        return tuple(chain.from_iterable(report.flaws for report in self.reports))
 
 
 def _made(
@@ -113,10 +114,10 @@ def _made(
             return
         _finish(making, makers)
         finished = making.popleft()
-        unreadable = finished.unreadable()
+        flaws = finished.flaws()
         # not more than LENT are out when this one is given away, or else it is a copy
         kept = ring.count - len(ring.free) - len(making) > LENT
-        yield _batch((ring.copy if kept else ring.lend)(finished.slot), unreadable)
+        yield _batch((ring.copy if kept else ring.lend)(finished.slot), flaws)
 
 
 def _finish(making: deque[_Making], makers: Makers) -> None:
@@ -129,12 +130,12 @@ def _finish(making: deque[_Making], makers: Makers) -> None:
             return
 
 
-def _batch(slot: Slot, unreadable: tuple[tuple[str, str], ...]) -> Batch:
+def _batch(slot: Slot, flaws: tuple[Flaw, ...]) -> Batch:
     return Batch(
         tuple(torch.from_numpy(view) for view in slot.views),
         torch.from_numpy(slot.labels),
         torch.from_numpy(slot.indices),
-        unreadable,
+        flaws,
         # a copy: on its way to a GPU, a batch leaves its slot before its views are finished
         torch.from_numpy(slot.rows.copy()) if slot.rows.size else None,
     )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pretrain.loading.batches import ViewDataset
 from pretrain.loading.ring import Ring
+from pretrain.source.flaws import Flaw
 from runtime.device import use_one_thread
 from runtime.errors import InputError
 from runtime.memory import keep_freed_memory
@@ -35,10 +36,10 @@ class Part(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A finished part; the images left out, or else why it failed."""
+    """A finished part; the flaws of its images, or else why it failed."""
 
     part: Part
-    unreadable: list[tuple[str, str]]
+    flaws: list[Flaw]
     problem: InputError | str | None = None
 
 
@@ -159,16 +160,16 @@ def _report(dataset: ViewDataset, ring: Ring, part: Part) -> Report:
         return Report(part, [], f"in loader worker {os.getpid()}:\n{traceback.format_exc()}")
 
 
-def make_part(dataset: ViewDataset, ring: Ring, part: Part) -> list[tuple[str, str]]:
-    """Make the views; return name and reason of unreadable images. InputError as the data set's."""
-    slot, unreadable = ring.arrays(part.slot), []
+def make_part(dataset: ViewDataset, ring: Ring, part: Part) -> list[Flaw]:
+    """Make the views; return the flaws of the images. InputError as the data set's."""
+    slot, flaws = ring.arrays(part.slot), list[Flaw]()
     for place in range(part.first, part.stop):
         epoch, index = slot.places[place].tolist()
         views, rows = slot.views[:, place], slot.rows[:, place]
-        found, left_out = dataset.write(epoch, index, views, rows)
+        found, more = dataset.write(epoch, index, views, rows)
         slot.indices[place], slot.labels[place] = found, dataset.label(found)
-        unreadable += left_out
-    return unreadable
+        flaws += more
+    return flaws
 
 
 def _death(process: BaseProcess) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from pretrain.source import raw
 from pretrain.source.decode import DECODERS, printable
+from pretrain.source.flaws import Flaw
 from pretrain.source.images import ImageSource, UnreadableImageError
 from pretrain.source.shard_index import Shard
 from pretrain.source.tar_index import CLASS_SUFFIX, ORIGINAL_SUFFIX
@@ -111,35 +112,40 @@ class Content:
 
         InputError where an image cannot be read, or the disk is full.
         """
-        unreadable: list[tuple[str, str]] = []
+        flaws: list[Flaw] = []
         try:
             with atomic_write(path) as stream:
                 with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                     for index in indices:
                         try:
-                            members = list(self._members(int(index)))
+                            members = list(self._members(int(index), flaws))
                         except UnreadableImageError as error:
-                            self._leave_out(error, unreadable)
+                            flaws.append(self._left_out(error))
                             members = []
                         for name, content in members:
                             _add(tar, name, content)
                         tick()
-                if len(unreadable) == len(indices):
+                images = len(indices) - sum(not flaw.used for flaw in flaws)
+                if not images:
                     raise InputError(f"no image for {path.name} can be read, of {len(indices)}")
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
-        images = len(indices) - len(unreadable)
-        return Shard(path.name, images, path.stat().st_size, sha256(path), tuple(unreadable))
+        unreadable, damaged = (
+            tuple((printable(flaw.name), flaw.reason) for flaw in flaws if flaw.used == used)
+            for used in (False, True)
+        )
+        size = path.stat().st_size
+        return Shard(path.name, images, size, sha256(path), unreadable, damaged)
 
-    def _leave_out(self, error: UnreadableImageError, unreadable: list[tuple[str, str]]) -> None:
+    def _left_out(self, error: UnreadableImageError) -> Flaw:
         if not self.skip:
             raise InputError(f"{error}, or leave such images out with --skip-unreadable")
-        unreadable.append((printable(error.name), error.reason))
+        return Flaw(error.name, error.reason)
 
-    def _members(self, index: int) -> Iterator[tuple[str, bytes]]:
-        """Names and contents of the members for one image."""
+    def _members(self, index: int, flaws: list[Flaw]) -> Iterator[tuple[str, bytes]]:
+        """Names and contents of the members for one image; its damage goes to ``flaws``."""
         key = self._key(index)
-        content, suffix = self._image(index)
+        content, suffix = self._image(index, flaws)
         yield key + suffix, content
         if self.labels is not None:
             yield key + CLASS_SUFFIX, str(self.labels[index]).encode()
@@ -157,17 +163,19 @@ class Content:
         stem = os.path.splitext(self.source.files[index].rpartition("/")[2])[0]
         return f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:MAX_KEY]}"
 
-    def _image(self, index: int) -> tuple[bytes, str]:
+    def _image(self, index: int, flaws: list[Flaw]) -> tuple[bytes, str]:
         """The content and suffix of the member. UnreadableImageError also where no pixel is used:
         better now than in training.
         """
-        image = self.source.load(index)
-        smaller = _made_smaller(image, self.options.short_side)
+        name, damage = self.source.files[index], list[str]()
+        pixels = self.source.pixels(index, damage)
+        flaws += [Flaw(str(self.source.root / name), reason, used=True) for reason in damage]
+        smaller = _made_smaller(Image.fromarray(pixels), self.options.short_side)
         if self.options.format == "raw":
-            return raw.to_bytes(np.asarray(smaller or image)), raw.SUFFIX
+            return raw.to_bytes(pixels if smaller is None else np.asarray(smaller)), raw.SUFFIX
         if smaller is None:
             content = self.source.read(index)
-            return content, _suffix(self.source.files[index], content)
+            return content, _suffix(name, content)
         out = io.BytesIO()
         smaller.save(out, "JPEG", quality=self.options.quality)
         return out.getvalue(), ".jpg"

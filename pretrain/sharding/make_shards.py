@@ -15,7 +15,6 @@ from pretrain.source import shard_index
 from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_source import open_source
 from pretrain.source.shard_index import UNFINISHED, Shard, ShardIndex
-from pretrain.source.unreadable import LIST
 from runtime.device import loader_workers
 from runtime.errors import InputError
 from runtime.files import atomic_write, remove_leftovers, write_text
@@ -63,7 +62,8 @@ def make_shards(
         finally:
             remove_leftovers(folder)  # of a worker that was killed
         index = ShardIndex(made_with, classes, finished)
-        _write_unreadable(folder, index)
+        for name, images in index.flaws().items():
+            _write_list(folder / name, images)
         index.write(folder)
         (folder / UNFINISHED).unlink()
     return index
@@ -191,8 +191,8 @@ def _note(journal: IO[bytes], entry: dict[str, Any]) -> None:
     os.fsync(journal.fileno())
 
 
-def _write_unreadable(folder: Path, index: ShardIndex) -> None:
-    lines = [f"{name}\t{why}\n" for shard in index.shards for name, why in shard.unreadable]
-    (folder / LIST).unlink(missing_ok=True)
+def _write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:
+    lines = [f"{name}\t{why}\n" for name, why in images]
+    path.unlink(missing_ok=True)
     if lines:
-        write_text(folder / LIST, "".join(sorted(lines)))
+        write_text(path, "".join(sorted(lines)))

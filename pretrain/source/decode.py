@@ -37,11 +37,16 @@ def decode(content: bytes) -> Image.Image:
             return _eight_bits(_upright(image)).convert("RGB")
 
 
-def decode_pixels(content: bytes) -> np.ndarray:
-    """As :func:`decode`: uint8 H x W x 3. Sooner, where the file is a plain JPEG or raw pixels."""
+def decode_pixels(content: bytes, damage: list[str] | None = None) -> np.ndarray:
+    """As :func:`decode`: uint8 H x W x 3. Sooner, where the file is a plain JPEG or raw pixels.
+
+    To ``damage`` is added what libjpeg says of a plain JPEG whose pixels are partly lost, on one
+    line. Of other files, a turned JPEG among them, nobody tells.
+    """
     if content.startswith(raw.MAGIC):
         return raw.parse(content)
-    pixels = decode_plain(content, MAX_PIXELS) if len(content) <= MAX_BYTES else None
+    found: list[str] = [] if damage is None else damage
+    pixels = decode_plain(content, MAX_PIXELS, found) if len(content) <= MAX_BYTES else None
     return np.asarray(decode(content)) if pixels is None else pixels
 
 

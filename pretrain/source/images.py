@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,9 +78,9 @@ class ImageSource(ABC):
         """
         return self._decoded(index, decode)
 
-    def pixels(self, index: int) -> np.ndarray:
-        """As :meth:`load`: uint8 H x W x 3, RGB."""
-        return self._decoded(index, decode_pixels)
+    def pixels(self, index: int, damage: list[str] | None = None) -> np.ndarray:
+        """As :meth:`load`: uint8 H x W x 3, RGB. ``damage`` as of :func:`decode_pixels`."""
+        return self._decoded(index, partial(decode_pixels, damage=damage))
 
     def _decoded(self, index: int, decoder: Callable[[bytes], Decoded]) -> Decoded:
         content = self.read(index)

@@ -1,7 +1,7 @@
 """Plain JPEG files by libjpeg-turbo itself, to the same pixels as by Pillow, in less time.
 
 What is plain is decided from the headers. All other files are left to Pillow, and so are damaged
-ones: it says what is wrong with them.
+ones: it refuses those that are cut short, and decodes of others what it can, without a word.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ START_OF_SCAN, COMMENT = 0xDA, 0xFE
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
-def decode_plain(content: bytes, max_pixels: int) -> np.ndarray | None:
+# How libjpeg's warnings of pixels that are lost begin; others are about versions and the like
+DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
+
+
+def decode_plain(content: bytes, max_pixels: int, damage: list[str]) -> np.ndarray | None:
     """The pixels, uint8 H x W x 3 (RGB); None for Pillow to see to it.
 
     Plain are 8-bit grey and YCbCr files without a turn by Exif or XMP, of at most ``max_pixels``,
-    that libjpeg-turbo decodes without a warning.
+    that libjpeg-turbo decodes without a warning. One of lost pixels is added to ``damage``.
     """
     size = _size_of_plain(content)
     if size is None or size[0] * size[1] > max_pixels:
@@ -32,7 +36,9 @@ def decode_plain(content: bytes, max_pixels: int) -> np.ndarray | None:
         if simplejpeg.decode_jpeg_header(content)[2] not in ("Gray", "YCbCr"):
             return None
         return simplejpeg.decode_jpeg(content, "RGB", strict=True)
-    except ValueError:
+    except ValueError as error:
+        if str(error).startswith(DAMAGE):
+            damage.append(str(error))
         return None
 
 

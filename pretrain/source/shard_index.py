@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.source.flaws import DAMAGED, UNREADABLE
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.progress import Bar
@@ -20,9 +21,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard: its file, and what was left out of it.
+    """A finished shard: its file, what was left out of it, and what is damaged in it.
 
-    ``bytes`` are of the file, ``sha256`` hexadecimal, ``unreadable`` (name, reason) of images.
+    ``bytes`` are of the file, ``sha256`` hexadecimal, the others (name, reason) of images.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Shard:
     bytes: int
     sha256: str
     unreadable: tuple[tuple[str, str], ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Shard:
@@ -37,8 +39,11 @@ class Shard:
         name, images, size = str(values["name"]), int(values["images"]), int(values["bytes"])
         if "/" in name or name.startswith("."):
             raise ValueError(f"{name!r} is no file name")
-        unreadable = tuple((str(image), str(reason)) for image, reason in values["unreadable"])
-        return cls(name, images, size, str(values["sha256"]), unreadable)
+        unreadable, damaged = (
+            tuple((str(image), str(reason)) for image, reason in values.get(flaw, ()))
+            for flaw in ("unreadable", "damaged")
+        )
+        return cls(name, images, size, str(values["sha256"]), unreadable, damaged)
 
     def is_in(self, folder: Path) -> bool:
         """Whether the file is there, byte for byte."""
@@ -62,6 +67,13 @@ class ShardIndex:
     def images(self) -> int:
         """In all shards."""
         return sum(shard.images for shard in self.shards)
+
+    def flaws(self) -> dict[str, list[tuple[str, str]]]:
+        """Unreadable images and damaged ones, (name, reason), by the name of their list."""
+        return {
+            UNREADABLE: [image for shard in self.shards for image in shard.unreadable],
+            DAMAGED: [image for shard in self.shards for image in shard.damaged],
+        }
 
     @classmethod
     def read(cls, folder: Path) -> ShardIndex | None:

@@ -81,7 +81,7 @@ NOT_PLAIN = {
 
 
 def plain(content: bytes) -> np.ndarray | None:
-    return decode_plain(content, decoding.MAX_PIXELS)
+    return decode_plain(content, decoding.MAX_PIXELS, [])
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -132,6 +132,20 @@ def test_damaged_files_end_as_by_pillow() -> None:
             assert result == outcome(decode, bytes(damaged))
             good += isinstance(result, bytes)
     assert 20 < good < 580  # the test has met both
+
+
+def test_lost_pixels_are_told_and_nothing_else() -> None:
+    content = PLAIN["4:2"]
+    told: list[str] = []
+    for good in (*PLAIN.values(), *NOT_PLAIN.values(), raw.to_bytes(SMALL)):
+        decode_pixels(good, told)
+    of_another_version = content.replace(b"JFIF\0\1\1", b"JFIF\0\7\1")  # libjpeg warns of it
+    assert of_another_version != content
+    assert np.array_equal(decode_pixels(of_another_version, told), decode_pixels(content))
+    assert told == []
+    lost = content[: len(content) * 3 // 4] + b"\xff\xd9"
+    assert np.array_equal(decode_pixels(lost, told), np.asarray(decode(lost)))
+    assert told == ["Corrupt JPEG data: premature end of data segment"]
 
 
 def test_too_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class Numbers(ImageSource):
     files: tuple[str, ...] = tuple(map(str, range(COUNT)))
     trouble: tuple[tuple[int, str], ...] = ()
 
-    def pixels(self, index: int) -> np.ndarray:
+    def pixels(self, index: int, damage: list[str] | None = None) -> np.ndarray:
         trouble = dict(self.trouble).get(index)
         if trouble == "slow":
             time.sleep(0.05)

@@ -103,7 +103,7 @@ def joined(step: list[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor,
         torch.cat([torch.stack(batch.views, 1) for batch in step]),
         torch.cat([batch.labels for batch in step]),
         torch.cat([batch.indices for batch in step]),
-        {image for batch in step for image in batch.unreadable},
+        {image for batch in step for image in batch.flaws},
     )
 
 

@@ -18,9 +18,12 @@ from test_trainer import CONFIG, run, tiny
 from pretrain.augment.reference import apply
 from pretrain.loading.batches import REPLACEMENTS, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
+from pretrain.sharding.content import Options
+from pretrain.sharding.make_shards import make_shards
 from pretrain.source.decode import decode
+from pretrain.source.flaws import Flaw, FlawedImages, allowed
 from pretrain.source.images import ImageFolder, UnreadableImageError
-from pretrain.source.unreadable import UnreadableImages, allowed
+from pretrain.source.shard_index import ShardIndex
 from pretrain.views import ViewRecipe, draw
 from runtime.errors import InputError
 from runtime.randomness import generator
@@ -47,7 +50,7 @@ def test_what_takes_the_place_is_a_function_of_seed_epoch_and_index(image_folder
                 tried.append(int(rng.integers(24)))
             sample = dataset[epoch, index]
             assert (sample.image_index, sample.label) == (tried[-1], 100 + tried[-1])
-            assert [name for name, _ in sample.unreadable] == [source.files[i] for i in tried[:-1]]
+            assert [flaw.name for flaw in sample.flaws] == [source.files[i] for i in tried[:-1]]
             image = source.load(tried[-1])
             for number, view in enumerate(sample.views):
                 rng = generator(5, "augmentation", epoch, index, number)
@@ -131,29 +134,54 @@ def test_limit() -> None:
 
 
 def test_account_stops_beyond_the_limit_and_survives_a_restart(tmp_path: Path) -> None:
-    account = UnreadableImages(tmp_path, limit=2, resume=False)
-    account.note([("b\nc.jpg", "cut"), ("a.jpg", "empty")])
+    account = FlawedImages(tmp_path, limit=2, resume=False)
+    account.note([Flaw("b\nc.jpg", "cut"), Flaw("a.jpg", "empty")])
     account.gather()
-    account.note([("a.jpg", "empty")])  # met again in the next epoch
+    account.note([Flaw("a.jpg", "empty")])  # met again in the next epoch
     account.gather()
     assert (tmp_path / "unreadable.txt").read_text() == "a.jpg\tempty\nb?c.jpg\tcut\n"
-    resumed = UnreadableImages(tmp_path, limit=2, resume=True)
-    resumed.note([("d.jpg", "cut")])
+    resumed = FlawedImages(tmp_path, limit=2, resume=True)
+    resumed.note([Flaw("d.jpg", "cut")])
     with pytest.raises(InputError, match=r"3 images are unreadable.* allows 2: a.jpg \(empty\)"):
         resumed.gather()
     assert (tmp_path / "unreadable.txt").read_text().count("\n") == 3
-    UnreadableImages(tmp_path, limit=2, resume=False)
+    FlawedImages(tmp_path, limit=2, resume=False)
     assert not (tmp_path / "unreadable.txt").exists()
 
 
 def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    account = UnreadableImages(tmp_path, limit=2, resume=False)
-    account.note([("a.jpg", "empty")])
-    with (
-        before_each_call(failing_at(1, errno.ENOSPC)),
-        pytest.raises(InputError, match=r"cannot list .*unreadable.txt': No space left"),
-    ):
+    account = FlawedImages(tmp_path, limit=2, resume=False)
+    account.note([Flaw("a.jpg", "empty")])
+    message = "cannot list the flawed images in .*: No space left"
+    with before_each_call(failing_at(1, errno.ENOSPC)), pytest.raises(InputError, match=message):
         account.gather()
+
+
+def half_lost(folder: Path, name: str) -> None:
+    """As after a copy that broke off, closed by a tool since: Pillow makes grey of the rest."""
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) * 3 // 4] + b"\xff\xd9")
+
+
+def test_damaged_images_are_used_as_by_pillow_and_listed(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    half_lost(image_folder, "a/003.jpg")
+    source = ImageFolder.scan(image_folder)
+    pillows = Image.open(image_folder / "a" / "003.jpg").convert("RGB")
+    assert np.array_equal(source.pixels(3), np.asarray(pillows))
+    sample = ViewDataset(source, RECIPE, 2, 5, None)[0, 3]
+    assert sample.image_index == 3
+    reason = "Corrupt JPEG data: premature end of data segment"
+    assert sample.flaws == [Flaw("a/003.jpg", reason, used=True)]
+    run(image_folder, tmp_path / "run", "SOLVER.EPOCHS", "1", "DATA.MAX_UNREADABLE", "0.0")
+    assert (tmp_path / "run" / "damaged.txt").read_text() == f"a/003.jpg\t{reason}\n"
+    assert not (tmp_path / "run" / "unreadable.txt").exists()
+    assert "1 damaged image(s) so far" in (tmp_path / "run" / "log.txt").read_text()
+    make_shards(str(image_folder), str(tmp_path / "out"), Options(format="raw"))
+    listed = (tmp_path / "out" / "damaged.txt").read_text()
+    assert listed == f"{image_folder / 'a' / '003.jpg'}\t{reason}\n"
+    assert ShardIndex.read(tmp_path / "out").images == 24
 
 
 def test_run_lists_the_images_or_stops(image_folder: Path, tmp_path: Path) -> None:
