@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -23,7 +24,6 @@ class Contestant:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, prepare, arguments))
-        self._process.daemon = True
         self._process.start()
         other.close()
         self.results: list[Any] = []
@@ -43,10 +43,11 @@ class Contestant:
 
 def _serve(pipe: Connection, prepare: Prepare, arguments: tuple[Any, ...]) -> None:
     tasks = prepare(*arguments)
-    while (task := pipe.recv()) is not None:
-        before = time.process_time()
-        result = tasks[task]()
-        pipe.send((time.process_time() - before, _plain(result)))
+    with contextlib.suppress(EOFError):  # the main process has gone
+        while (task := pipe.recv()) is not None:
+            before = time.process_time()
+            result = tasks[task]()
+            pipe.send((time.process_time() - before, _plain(result)))
 
 
 def _plain(result: Any) -> Any:

@@ -90,13 +90,13 @@ def smaller(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def official(name: str) -> transforms.Compose:
+def blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
+
+
+def official(name: str, size: int = 224) -> transforms.Compose:
     """The transforms of the official main_moco.py."""
-
-    def blur(image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
-
-    crop, grey = transforms.RandomResizedCrop(224, (0.2, 1.0)), transforms.RandomGrayscale(0.2)
+    crop, grey = transforms.RandomResizedCrop(size, (0.2, 1.0)), transforms.RandomGrayscale(0.2)
     if name == "v1":
         steps = [crop, grey, transforms.ColorJitter(0.4, 0.4, 0.4, 0.4)]
     else:

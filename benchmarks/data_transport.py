@@ -80,9 +80,9 @@ def cpu_seconds(pid: int) -> float:
 class Official(Dataset):
     """Two views of an image as main_moco.py and moco/loader.py make them."""
 
-    def __init__(self, folder: ImageFolder, version: str) -> None:
+    def __init__(self, folder: ImageFolder, version: str, size: int = 224) -> None:
         self.folder = folder
-        self.transform = official(version)
+        self.transform = official(version, size)
 
     def __len__(self) -> int:
         return ENDLESS

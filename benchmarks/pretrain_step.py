@@ -2,7 +2,8 @@
 """Speed of a MoCo training step against the official code, side by side in one run.
 
 Prints a Markdown table: images a second, the median of the rounds' ratios, the share of the
-machine's matrix product rate that the step reaches, peak memory. Both sides take turns, in
+machine's matrix product rate that the step reaches, peak memory, and the share of the time that a
+step waits where one worker makes the views of generated photographs. Both sides take turns, in
 processes of their own. The time is CPU time of one thread on a CPU, so that a busy machine does
 less harm, and wall time on a GPU. Needs the official code for its side (OFFICIAL_MOCO).
 """
@@ -13,6 +14,7 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from benchmarks.contestant import Contestant
-from benchmarks.moco_steps import prepare
+from benchmarks.data_transport import write_photos
+from benchmarks.moco_steps import DEFAULT, Options, prepare
 from benchmarks.official_moco import BUILDER, MISSING
 from benchmarks.timing import Timing, interleave
 
@@ -44,14 +47,15 @@ WORKLOADS = {
     "medium": Workload("resnet18", 112, 64, 16384),
     "paper": Workload("resnet50", 224, 32, 65536),
 }
-# name: (BN groups, parts)
 OURS = {
-    "one BN group": (1, 1),
-    "4 BN groups": (4, 1),
-    "4 BN groups, 4 parts": (4, 4),
+    "ours, one BN group": DEFAULT,
+    "ours, 4 BN groups": Options(groups=4),
+    "ours, 4 BN groups, SOLVER.ACCUMULATE 4": Options(groups=4, parts=4),
+    "ours, 4 BN groups, SOLVER.AMP bf16": Options(groups=4, amp="bf16"),
+    "ours, 4 BN groups, SOLVER.COMPILE": Options(groups=4, compiled=True),
 }
-HEADER = """| step | images/s | official / ours | range | of matrix product rate | peak memory |
-|---|---:|---:|---:|---:|---:|"""
+HEADER = """| step | images/s | official / ours | range | of matrix products | memory | data wait |
+|---|---:|---:|---:|---:|---:|---:|"""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -61,21 +65,28 @@ def main(args: argparse.Namespace) -> None:
         print(f"{MISSING}; ours alone")
     peak = matrix_product_rate(args.device)
     print(f"{args.device}, torch {torch.__version__}; matrix products {peak / 1e9:.0f} GFLOP/s\n")
-    for name in args.workloads:
-        workload = WORKLOADS[name]
-        print(
-            f"{workload.arch}, {workload.size} px, {workload.images} images, queue of "
-            f"{workload.queue}; {args.rounds} rounds\n\n{HEADER}",
-            flush=True,
-        )
-        _compare(workload, args, peak, official)
-        print(flush=True)
+    with tempfile.TemporaryDirectory() as photos:
+        write_photos(Path(photos))
+        for name in args.workloads:
+            workload = WORKLOADS[name]
+            print(
+                f"{workload.arch}, {workload.size} px, {workload.images} images, queue of "
+                f"{workload.queue}; {args.rounds} rounds\n\n{HEADER}",
+                flush=True,
+            )
+            _compare(workload, args, peak, official, photos)
+            print(flush=True)
 
 
-def _compare(workload: Workload, args: argparse.Namespace, peak: float, official: bool) -> None:
-    sides = {"official": Contestant(prepare, "official", workload, args.device)} if official else {}
-    for name, (groups, parts) in OURS.items():
-        sides[name] = Contestant(prepare, "ours", workload, args.device, groups, parts)
+def _compare(
+    workload: Workload, args: argparse.Namespace, peak: float, official: bool, photos: str
+) -> None:
+    contestants = {"official": ("official", DEFAULT)} if official else {}
+    contestants |= {name: ("ours", options) for name, options in OURS.items()}
+    sides = {
+        name: Contestant(prepare, whose, workload, args.device, options, photos)
+        for name, (whose, options) in contestants.items()
+    }
     for side in sides.values():
         side.run("step")  # warm up
     rounds = {name: partial(_seconds, side, args.device) for name, side in sides.items()}
@@ -84,11 +95,13 @@ def _compare(workload: Workload, args: argparse.Namespace, peak: float, official
     flops = sides[next(iter(OURS))].results[-1]
     for name, side in sides.items():
         side.run("memory")
+        memory = side.results[-1]
+        side.run("wait")
         used = flops / times[name].median / peak * 100
         print(
             f"| {name} | {workload.images / times[name].median:.2f} "
             f"| {_ratio(times.get('official'), times[name])} | {used:.0f} % "
-            f"| {side.results[-1] / 2**20:.0f} MiB |",
+            f"| {memory / 2**20:.0f} MiB | {side.results[-1]:.0%} |",
             flush=True,
         )
         side.close()
