@@ -13,6 +13,9 @@ import torch
 from runtime.distributed import all_gather_objects, rank
 
 MAX_WORKERS = 16
+# A forked worker starts at once and shares what is loaded, also where the trainer uses a GPU: it
+# never touches the GPU. Only Linux forks safely; elsewhere a worker is a new process.
+START = "fork" if sys.platform == "linux" else "spawn"
 CGROUPS = Path("/sys/fs/cgroup")
 
 

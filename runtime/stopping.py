@@ -82,10 +82,18 @@ def _end_with_parent(starter: int) -> None:
     """``starter`` is the parent itself, or the server that forks for it and ends with it."""
     parent = multiprocessing.parent_process()
     while os.getppid() == starter and (parent is None or parent.is_alive()):
-        received = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECKED)
-        if received and received.si_pid in (starter, parent and parent.pid):
+        if _terminated_by(starter, parent.pid if parent else None):
             break
     os._exit(0)
+
+
+def _terminated_by(*senders: int | None) -> bool:
+    """Wait a moment for SIGTERM from one of them."""
+    if not hasattr(signal, "sigtimedwait"):  # macOS, which does not say either who sends a signal
+        time.sleep(PARENT_CHECKED)
+        return signal.SIGTERM in signal.sigpending()
+    received = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECKED)
+    return received is not None and received.si_pid in senders
 
 
 def stopped(number: int, done: int, unit: str = "iteration") -> Stopped:

@@ -15,8 +15,9 @@ from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.memory_check import check_memory
 from pretrain.loading.ring import BatchSize, Ring, Slot
 from pretrain.loading.to_gpu import ToGPU, page_locked
-from pretrain.loading.workers import START, InThisProcess, Makers, Part, Report, Workers
+from pretrain.loading.workers import InThisProcess, Makers, Part, Report, Workers
 from pretrain.source.flaws import Flaw
+from runtime.device import START
 from runtime.errors import InputError
 
 log = logging.getLogger("moco")

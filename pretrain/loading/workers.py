@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
 from collections import deque
 from collections.abc import Iterable
@@ -17,14 +16,10 @@ from typing import Any, NamedTuple, Protocol
 from pretrain.loading.batches import ViewDataset
 from pretrain.loading.ring import Ring
 from pretrain.source.flaws import Flaw
-from runtime.device import use_one_thread
+from runtime.device import START, use_one_thread
 from runtime.errors import InputError
 from runtime.memory import keep_freed_memory
 from runtime.stopping import leave_to_main
-
-# A forked worker starts at once and shares what is loaded, also where the trainer uses a GPU: it
-# never touches the GPU. Only Linux forks safely; elsewhere a worker is a new process.
-START = "fork" if sys.platform == "linux" else "spawn"
 
 
 class Part(NamedTuple):
@@ -177,7 +172,8 @@ def _death(process: BaseProcess) -> str:
     code, why = process.exitcode or 0, ""
     how = f"has ended with exit code {code}"
     if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+        how = f"was killed by {name}"
         if -code == signal.SIGKILL:
             why = ": the system does that where memory runs out; try a smaller DATA.NUM_WORKERS"
     return f"loader worker {process.pid} {how}{why}"

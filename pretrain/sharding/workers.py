@@ -13,6 +13,7 @@ import numpy as np
 
 from pretrain.sharding.content import Content
 from pretrain.source.shard_index import Shard
+from runtime.device import START
 from runtime.errors import InputError
 from runtime.stopping import leave_to_main
 
@@ -34,7 +35,7 @@ def written(
     """
     if not todo:
         return
-    context = multiprocessing.get_context("fork")  # the list of images is shared, not copied
+    context: Any = multiprocessing.get_context(START)  # forks share the list of images
     count, stop = context.Value("q", 0), context.Value("b", 0)
     pool = ProcessPoolExecutor(
         min(max(workers, 1), len(todo)), context, _begin, (content, count, stop)

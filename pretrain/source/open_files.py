@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import resource
 import weakref
 from pathlib import Path
 
@@ -29,8 +28,7 @@ class OpenFiles:
     def __init__(self, ahead: bool = False) -> None:
         self.ahead = ahead
         self._reads = 0
-        most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._open = functools.lru_cache(most)(_File)
+        self._open = functools.lru_cache(_most())(_File)
 
     def __reduce__(self) -> tuple[type, tuple[bool]]:
         return type(self), (self.ahead,)
@@ -51,6 +49,16 @@ class OpenFiles:
             self._reads += 1
             file.ask_ahead(offset, self._reads)
         return file
+
+
+def _most() -> int:
+    """``MOST``, or half of what this process may open, where the system tells."""
+    try:
+        import resource
+    except ImportError:
+        return MOST
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if limit == resource.RLIM_INFINITY else min(MOST, limit // 2)
 
 
 class _File:

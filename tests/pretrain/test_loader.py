@@ -50,7 +50,7 @@ class Numbers(ImageSource):
         elif trouble == "exit":
             os._exit(3)
         elif trouble:
-            os.kill(os.getpid(), getattr(signal, trouble))
+            os.kill(os.getpid(), int(trouble) if trouble.isdigit() else getattr(signal, trouble))
         return np.full((20, 30, 3), index, dtype=np.uint8)
 
     def read(self, index: int) -> bytes:
@@ -290,6 +290,7 @@ def test_an_exception_in_a_worker_has_its_traceback() -> None:
     [
         ("SIGKILL", "was killed by SIGKILL: .* smaller DATA.NUM_WORKERS"),
         ("SIGXCPU", "was killed by SIGXCPU"),
+        ("50", "was killed by signal 50"),  # of those without a name
         ("exit", "has ended with exit code 3"),
     ],
 )

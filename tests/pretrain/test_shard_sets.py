@@ -165,27 +165,36 @@ def test_a_failure_of_any_write_is_one_line_and_can_be_finished(
 
 def test_a_folder_that_cannot_be_written_to(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".lock").mkdir(parents=True)  # also in the way of root
-    done = tool(image_folder, tmp_path / "out")
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: cannot write to the folder .*: Is a directory\n", done.stderr)
+    with pytest.raises(InputError, match=r"cannot write to the folder .*: Is a directory"):
+        make_shards(str(image_folder), str(tmp_path / "out"), PLAIN)
 
 
-def test_messages(tmp_path: Path) -> None:
+def test_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """As a user reads them: for one image, for a flat folder, and with classes."""
+
+    def lines(*arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["make_shards.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "tools/make_shards.py"), run_name="__main__")
+        assert stop.value.code == 0
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "flat", 1)
-    done = tool(tmp_path / "flat", tmp_path / "1")
-    source, finished = done.stdout.splitlines()
+    source, finished = lines("flat", "one")
     assert source == (
-        f"{tmp_path / 'flat'}: 1 image, no classes, which only supervised training needs: "
-        f"'{tmp_path / 'flat' / '000.jpg'}' lies in no class folder"
+        "flat: 1 image, no classes, which only supervised training needs: 'flat/000.jpg' lies in "
+        "no class folder"
     )
-    assert re.fullmatch(rf"{tmp_path / '1'}: finished, 1 shard with 1 image, 0.\d MB", finished)
+    assert re.fullmatch(r"one: finished, 1 shard with 1 image, 0.\d MB", finished)
     write_images(tmp_path / "classes" / "a", 1)
     write_images(tmp_path / "classes" / "b", 1, seed=1)
-    done = tool(tmp_path / "classes", tmp_path / "2", "--shard-size", 1)
-    source, finished = done.stdout.splitlines()
-    assert source == f"{tmp_path / 'classes'}: 2 images, 2 classes"
-    assert ": finished, 2 shards with 2 images, " in finished
+    source, finished = lines("classes", "two", "--shard-size", "1")
+    assert source == "classes: 2 images, 2 classes"
+    assert finished.startswith("two: finished, 2 shards with 2 images, 0.0 MB")
 
 
 def test_a_damaged_or_missing_shard_is_found_and_made_again(

@@ -52,6 +52,21 @@ def test_a_worker_obeys_its_parent_only() -> None:
     assert worker.exitcode == 0
 
 
+def test_a_worker_ends_with_its_parent_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "sigtimedwait")
+    monkeypatch.setattr(stopping, "PARENT_CHECKED", 0.05)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=load, args=(ready,), daemon=True)
+    worker.start()
+    ready.wait()
+    worker.join(0.2)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
 def test_exit_code_and_line(capsys: pytest.CaptureFixture[str]) -> None:
     def stop() -> None:
         raise stopping.stopped(signal.SIGTERM, 41)
