@@ -194,7 +194,7 @@ class _Run:
             window_of(self.folder, cfg.DATA.SHUFFLE_WINDOW),
         )
         workers, gpu = loader_workers(cfg.DATA.NUM_WORKERS), self.device.type == "cuda"
-        self.waiting = WaitingNoted(cfg.DATA.PIPELINE, gpu, workers, core_share())
+        self.waiting = WaitingNoted(self.folder, cfg.DATA.PIPELINE, gpu, workers, core_share())
         return Loader(dataset, batches, workers, self.device), dataset
 
     def _write_beginning(self, dataset: ViewDataset) -> None:
