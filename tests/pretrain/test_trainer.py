@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,17 @@ def test_command_line_exits_with_2_and_one_line(image_folder: Path, tmp_path: Pa
     done = tool("--config", "nowhere.yaml", *tiny(image_folder, tmp_path / "run"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line(image_folder: Path, tmp_path: Path) -> None:
+    arguments = ["tools/pretrain.py", "--config", CONFIG, *tiny(image_folder, tmp_path / "run")]
+    command = shlex.join([sys.executable, *arguments])
+    limited = ["sh", "-c", f"ulimit -f 4 && exec {command}"]  # 2 KiB a file, or 4
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert last.startswith("error: File too large"), last
+    assert f"{tmp_path / 'run'}/views.png" in last
 
 
 def test_a_finished_run_makes_only_what_a_kill_has_prevented(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -57,6 +58,24 @@ def test_sha256_is_the_tools(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     assert sha256(tmp_path / "file") == known
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write() -> None:
+        with atomic_write(tmp_path / "x") as stream:
+            stream.write(b"x" * 2**20)  # that much is not buffered
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, before[1]))
+    try:
+        assert exit_code(write) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = f"error: File too large ({tmp_path / 'x'}): make room and run it again, a training "
+    assert capsys.readouterr().err == line + "with --resume\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
