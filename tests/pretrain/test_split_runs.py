@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from linear_runs import run as run_linear
 from PIL import Image
-from test_linear import checkpoint, folders  # noqa: F401  fixtures
-from test_linear import run as run_linear
 from test_on_device import pillow_crop
 from test_trainer import CONFIG, run, tiny
 
@@ -23,6 +22,8 @@ from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
 from pretrain.source.images import ImageFolder
 from pretrain.views import ViewRecipe
+
+pytest_plugins = ("linear_runs",)  # its fixtures
 
 RECIPE = ViewRecipe(24, grayscale_first=False, jitter_prob=0.8, blur_prob=0.5)
 SPLIT = ("DATA.PIPELINE", "split")
@@ -128,8 +129,8 @@ def test_a_run_is_that_of_the_reference(
 
 
 def test_linear_evaluation(
-    folders: tuple[Path, Path],  # noqa: F811
-    checkpoint: Path,  # noqa: F811
+    folders: tuple[Path, Path],
+    checkpoint: Path,
     tmp_path: Path,
     exact_crops: None,
 ) -> None:
