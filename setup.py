@@ -35,14 +35,16 @@ setup(
         "Jinja2>=3.1.4",
         "rich>=13.7",
         "scipy>=1.11",
+        "fsspec>=2024.6",
     ],
     extras_require={
         "logging": ["tensorboard>=2.16"],
-        "streaming": ["webdataset>=1.0"],
+        "streaming": ["fsspec[http]>=2024.6", "webdataset>=1.0"],
         "slurm": ["submitit>=1.5"],
         "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
         "test": [
             "pytest>=8",
+            "fsspec[http]>=2024.6",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "lvis>=0.5.3",

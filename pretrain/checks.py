@@ -18,6 +18,7 @@ from pretrain.augment import PIPELINES
 from pretrain.bn_groups import RUNNING_STATS
 from pretrain.dictionaries import DICTIONARIES
 from pretrain.loading.order import window_of
+from pretrain.loading.prefetch import check_cache
 from pretrain.precision import has_bfloat16
 from pretrain.schedule import total_steps
 from pretrain.source.images import ImageSource
@@ -83,6 +84,8 @@ RULES: dict[str, Rule] = {
     "DATA.PIPELINE": _one_of(*PIPELINES),
     "DATA.SHUFFLE_WINDOW": _at_least(0),
     "DATA.NUM_WORKERS": _at_least(-1),
+    "DATA.SHARD_CACHE": _ANY,
+    "DATA.SHARD_CACHE_GIB": _above(0),
     "DATA.MAX_UNREADABLE": _within(0, 1),
     "VIEWS.CROP_SIZE": _at_least(1),
     "VIEWS.CROP_SCALE": _numbers(
@@ -146,7 +149,7 @@ def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
     batch, group, count = cfg.SOLVER.BATCH_SIZE, cfg.MODEL.BN_GROUP_SIZE, len(folder.files)
     if batch > count:
         raise InputError(
-            f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {str(folder.root)!r}"
+            f"SOLVER.BATCH_SIZE {batch} exceeds the {count} images of {folder.place!r}"
         )
     root, output = Path(cfg.DATA.ROOT).resolve(), Path(cfg.OUTPUT_DIR).resolve()
     if cfg.OUTPUT_DIR and root.is_dir() and output.is_relative_to(root):
@@ -162,6 +165,7 @@ def check_data(cfg: CfgNode, folder: ImageSource, world_size: int) -> None:
             f"process(es){in_parts}: make it a multiple of {group * world_size * parts}"
         )
     window_of(folder, cfg.DATA.SHUFFLE_WINDOW)
+    check_cache(folder, cfg.DATA.SHUFFLE_WINDOW, batch)
     if cfg.METHOD == "moco":
         _check_moco(cfg, count)
 

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
+from pretrain.source.shard_cache import DEFAULT_GIB
 from pretrain.views import ViewRecipe
-from runtime.config import merge
+from runtime.config import leaves, merge, set_value
+from runtime.urls import shown
 
 # Keys that may differ between a run and its continuation: where and how, never what.
 NOT_PART_OF_THE_RECIPE = (
     *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
     *("DATA.ROOT", "DATA.NUM_WORKERS", "DATA.MAX_UNREADABLE"),
+    *("DATA.SHARD_CACHE", "DATA.SHARD_CACHE_GIB"),
     *("SOLVER.ACCUMULATE", "SOLVER.COMPILE"),
     *("CHECKPOINT_PERIOD", "CHECKPOINT_STEPS", "CHECKPOINT_KEEP", "CHECKPOINT_KEEP_PERIOD"),
     *("MONITOR.PERIOD", "MONITOR.KNN_DATA", "MONITOR.RETRIEVAL_DATA"),
@@ -50,6 +53,10 @@ def default_cfg() -> CfgNode:
                 # whose images are mixed, as tools/make_shards.py makes them
                 "SHUFFLE_WINDOW": 0,
                 "NUM_WORKERS": -1,  # processes that make views; -1: one a core, at most 16
+                # Shards behind a URL: the folder where they are kept ("": in the user's cache), and
+                # how much of them, in GiB
+                "SHARD_CACHE": "",
+                "SHARD_CACHE_GIB": DEFAULT_GIB,
                 # Share of unreadable images that stops the run, but at least 3 may be; 0: none may
                 "MAX_UNREADABLE": 0.001,
             },
@@ -104,6 +111,15 @@ def load_cfg(path: str, overrides: Sequence[str]) -> CfgNode:
     cfg = default_cfg()
     merge(path, overrides, cfg)
     return cfg
+
+
+def without_credentials(cfg: CfgNode) -> CfgNode:
+    """A copy whose URLs have none, for files and logs."""
+    copy = cfg.clone()
+    for key, value in leaves(cfg):
+        if isinstance(value, str):
+            set_value(copy, key, shown(value))
+    return copy
 
 
 def view_recipe(cfg: CfgNode) -> ViewRecipe:

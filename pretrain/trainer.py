@@ -17,7 +17,7 @@ from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
 from pretrain import checkpoint, schedule
 from pretrain.checks import check_data, check_values, doubts
-from pretrain.config import view_recipe
+from pretrain.config import view_recipe, without_credentials
 from pretrain.dictionaries import contrastive_method
 from pretrain.initial_weights import load_initial_weights
 from pretrain.loading.batches import EpochBatches, ViewDataset
@@ -33,6 +33,7 @@ from pretrain.saving import FINAL, Saver
 from pretrain.source.flaws import FlawedImages, allowed
 from pretrain.source.images import ImageSource
 from pretrain.source.open_source import open_source
+from pretrain.source.shard_cache import ShardCache
 from pretrain.step import Step
 from runtime import checkpoints, rundir
 from runtime.config import dump
@@ -63,11 +64,13 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
     or the folder do not fit.
     """
     check_values(cfg)
-    folder = open_source(cfg.DATA.ROOT)
+    cache = ShardCache.of(cfg.DATA.SHARD_CACHE, cfg.DATA.SHARD_CACHE_GIB)
+    folder = open_source(cfg.DATA.ROOT, cache=cache)
     check_data(cfg, folder, world_size())
     method = _build_method(cfg, folder)
     beginning = [] if resume else _initial_weights(cfg, method)  # before anything is written
     monitor = Monitor(cfg, method, folder, loader_workers(cfg.DATA.NUM_WORKERS))
+    cfg = without_credentials(cfg)  # it goes into files and logs
     output = rundir.prepare(cfg.OUTPUT_DIR, resume) if is_main() else Path(cfg.OUTPUT_DIR)
     barrier()
     if not is_main():
@@ -75,6 +78,7 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
         return _Run(cfg, folder, method, monitor, output, resume).train()
     with rundir.locked(output):
         set_up_logging(output, main=True)
+        folder.describe()
         for line in beginning:
             log.info("%s", line)
         batch = cfg.SOLVER.BATCH_SIZE

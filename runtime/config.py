@@ -12,6 +12,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from runtime.errors import InputError
+from runtime.urls import shown
 from runtime.yaml_file import read_recipe
 
 MAX_VALUE = 10_000  # characters of a text, which is then parsed as a Python literal
@@ -93,8 +94,8 @@ def _plain(value: Any) -> Any:
 
 
 def short(value: object) -> str:
-    """``repr``, cut to 80 characters."""
-    text = repr(value)
+    """``repr``, cut to 80 characters; of a URL without credentials."""
+    text = repr(shown(value) if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

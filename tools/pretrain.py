@@ -11,11 +11,11 @@ sys.path[0] = str(ROOT)  # not tools/: a script named pretrain.py would hide the
 from fvcore.common.config import CfgNode
 
 from pretrain.checks import check_values
-from pretrain.config import load_cfg
+from pretrain.config import load_cfg, without_credentials
 from pretrain.scaling import settle_batch
 from pretrain.suggest.suggested_recipe import suggest
 from pretrain.trainer import pretrain
-from runtime.errors import exit_code
+from runtime.errors import InputError, exit_code
 from runtime.launch import add_launch_options, exit_code_of_launch
 from runtime.rundir import prepare
 from runtime.slurm import submit, without_option
@@ -43,6 +43,8 @@ def read_recipe(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
 
 def queue(args: argparse.Namespace) -> None:
     cfg, notes = read_recipe(args)
+    if without_credentials(cfg) != cfg:
+        raise InputError("--slurm writes URLs into a file: put their credentials elsewhere")
     here = cfg.clone()
     here.DEVICE = "auto"  # this machine need not have the GPUs of those that train
     check_values(here)

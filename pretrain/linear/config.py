@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 from convert.seen_images import SeenImages
 from pretrain.checks import RULES, Rule
 from pretrain.source.images import ImageSource
+from pretrain.source.shard_cache import DEFAULT_GIB
 from pretrain.views import ViewRecipe
 from runtime.config import merge
 from runtime.errors import InputError
@@ -20,6 +21,7 @@ from runtime.errors import InputError
 # Keys that may differ between a run and its continuation: where and how, never what.
 NOT_PART_OF_THE_RECIPE = (
     *("WEIGHTS", "DATA.TRAIN", "DATA.TEST", "DATA.NUM_WORKERS"),  # their contents are compared
+    *("DATA.SHARD_CACHE", "DATA.SHARD_CACHE_GIB"),
     *("OUTPUT_DIR", "DEVICE", "LOG_PERIOD"),
 )
 RANDOM = "random"  # as WEIGHTS: the control arm
@@ -48,6 +50,8 @@ def default_cfg() -> CfgNode:
                 "PIPELINE": "fast",  # how training views are made; see pretrain/augment
                 "ALLOW_SEEN": False,  # test on images of the pretraining, which is too easy
                 "NUM_WORKERS": -1,  # -1: one a core, at most 16
+                "SHARD_CACHE": "",  # of shards behind URLs; "": in the user's cache
+                "SHARD_CACHE_GIB": DEFAULT_GIB,
             },
             "VIEWS": {
                 "CROP_SIZE": 224,  # tests: short side CROP_SIZE * 8 / 7 (256), central crop
@@ -98,10 +102,11 @@ def view_recipe(cfg: CfgNode) -> ViewRecipe:
 def check(cfg: CfgNode, train: ImageSource, world_size: int) -> None:
     """Refuse a recipe that does not fit the images or the processes. One line each."""
     batch = cfg.SOLVER.BATCH_SIZE
+    train.check_any_order("training on DATA.TRAIN")
     if batch > len(train.files):
         raise InputError(
             f"SOLVER.BATCH_SIZE {batch} exceeds the {len(train.files)} images of "
-            f"{str(train.root)!r}: lower it"
+            f"{train.place!r}: lower it"
         )
     if batch % world_size:
         raise InputError(f"SOLVER.BATCH_SIZE {batch} does not divide into {world_size} processes")
@@ -130,7 +135,7 @@ def test_labels(train: ImageSource, test: ImageSource) -> list[int]:
     is of no training class, or the two are the same images.
     """
     if train.root.resolve() == test.root.resolve() and train.files == test.files:
-        raise InputError(f"DATA.TRAIN and DATA.TEST are the same images, {str(test.root)!r}")
+        raise InputError(f"DATA.TRAIN and DATA.TEST are the same images, {test.place!r}")
     index = {name: i for i, name in enumerate(train.classes())}
     names = test.class_names()
     for name, file in zip(names, test.files, strict=True):

@@ -17,6 +17,7 @@ from torch import nn
 from convert.reading import read_checkpoint
 from pretrain import schedule
 from pretrain.checks import check_values
+from pretrain.config import without_credentials
 from pretrain.linear import state
 from pretrain.linear.config import LINEAR_RULES, check, seen_test_images, test_labels, view_recipe
 from pretrain.linear.features import accuracy, knn_in_parts, outputs
@@ -31,6 +32,7 @@ from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
 from pretrain.source.images import ImageSource, UnreadableImageError
 from pretrain.source.open_source import open_source
+from pretrain.source.shard_cache import ShardCache
 from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import loader_workers, run_device
@@ -61,8 +63,10 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     is written where recipe, weights, images or folder do not fit.
     """
     check_values(cfg, LINEAR_RULES)
-    train = open_source(cfg.DATA.TRAIN, "DATA.TRAIN")
-    test = open_source(cfg.DATA.TEST, "DATA.TEST")
+    cache = ShardCache.of(cfg.DATA.SHARD_CACHE, cfg.DATA.SHARD_CACHE_GIB)
+    train = open_source(cfg.DATA.TRAIN, "DATA.TRAIN", cache)
+    test = open_source(cfg.DATA.TEST, "DATA.TEST", cache)
+    cfg = without_credentials(cfg)  # it goes into files and logs
     check(cfg, train, world_size())
     labels = test_labels(train, test)
     network = build_network(cfg, len(train.classes()))
@@ -77,6 +81,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
         return _Run(cfg, train, test, labels, network, seen, device, output, resume).run()
     with rundir.locked(output):
         set_up_logging(output, main=True)
+        train.describe()
+        test.describe()
         return _Run(cfg, train, test, labels, network, seen, device, output, resume).run()
 
 

@@ -145,7 +145,7 @@ class ViewDataset:
         name, reason, _ = flaws[0]
         raise InputError(
             f"cannot read image {name!r} ({reason}), nor {REPLACEMENTS} others drawn in its place: "
-            f"look at the images of {str(self.source.root)!r}"
+            f"look at the images of {self.source.place!r}"
         )
 
     def label(self, index: int) -> int:

@@ -13,10 +13,12 @@ import torch
 
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.memory_check import check_memory
+from pretrain.loading.prefetch import Prefetch
 from pretrain.loading.ring import BatchSize, Ring, Slot
 from pretrain.loading.to_gpu import ToGPU, page_locked
 from pretrain.loading.workers import InThisProcess, Makers, Part, Report, Workers
 from pretrain.source.flaws import Flaw
+from pretrain.source.remote_shards import RemoteShards
 from runtime.device import START
 from runtime.errors import InputError
 
@@ -63,8 +65,12 @@ class Loader:
             *(ring.count, size.bytes() / 1e6),
         )
         with contextlib.ExitStack() as stack:
+            order = iter(self.batches)
+            if isinstance(data.source, RemoteShards):
+                prefetch = Prefetch(data.source, self.batches, ahead, self.start_method)
+                order = stack.enter_context(contextlib.closing(prefetch)).follow(self.batches)
             makers = stack.enter_context(contextlib.closing(self._makers(ring)))
-            made = _made(self.batches, ring, makers, cuts, ahead)
+            made = _made(order, ring, makers, cuts, ahead)
             if self.device.type == "cuda":
                 stack.enter_context(page_locked(ring.memory()))
                 to_gpu = stack.enter_context(contextlib.closing(ToGPU(self.device)))
@@ -100,10 +106,14 @@ class _Making:
 
 
 def _made(
-    batches: EpochBatches, ring: Ring, makers: Makers, cuts: list[tuple[int, int]], ahead: int
+    order: Iterator[list[tuple[int, int]]],
+    ring: Ring,
+    makers: Makers,
+    cuts: list[tuple[int, int]],
+    ahead: int,
 ) -> Iterator[Batch]:
     """Have up to ``ahead`` batches made at a time, and give each when its turn has come."""
-    order, making = iter(batches), deque[_Making]()
+    making = deque[_Making]()
     while True:
         while len(making) < ahead and (places := next(order, None)) is not None:
             slot = ring.free.popleft()

@@ -39,7 +39,7 @@ def window_of(source: ImageSource, images: int) -> Window | None:
         return None
     if not isinstance(source, Shards):
         raise InputError(
-            f"DATA.SHUFFLE_WINDOW {images} is for shards, and {str(source.root)!r} has none: make "
+            f"DATA.SHUFFLE_WINDOW {images} is for shards, and {source.place!r} has none: make "
             "some with tools/make_shards.py, or set it to 0"
         )
     source.open_files.ahead = True

@@ -22,9 +22,11 @@ from pretrain.knn import knn_accuracy
 from pretrain.monitor.measures import retrieval
 from pretrain.source.images import ImageFolder, ImageSource
 from pretrain.source.open_source import open_source
+from pretrain.source.shard_cache import ShardCache
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 from runtime.randomness import generator
+from runtime.urls import is_url, shown
 
 MAX_RETRIEVAL = 2000  # images: one minute of decoding, and chance is far enough below 1 %
 
@@ -50,9 +52,14 @@ class HeldOut:
         """List the images. InputError where a folder does not fit."""
         monitor = cfg.MONITOR
         views = monitor.RETRIEVAL_DATA
+        cache = ShardCache.of(cfg.DATA.SHARD_CACHE, cfg.DATA.SHARD_CACHE_GIB)
+        if is_url(monitor.KNN_DATA):
+            raise InputError(
+                f"MONITOR.KNN_DATA {shown(monitor.KNN_DATA)!r}: name class folders on a disk"
+            )
         return cls(
             labelled_halves(Path(monitor.KNN_DATA)) if monitor.KNN_DATA else None,
-            open_source(views, "MONITOR.RETRIEVAL_DATA") if views else None,
+            open_source(views, "MONITOR.RETRIEVAL_DATA", cache) if views else None,
         )
 
     def measure(self, encoder: ResNet, cfg: CfgNode, workers: int) -> dict[str, float]:

@@ -32,7 +32,7 @@ def save_neighbours(
     most alike first. Queries are a pure function of the seed. All ranks must call this.
     """
     size = cfg.VIEWS.CROP_SIZE
-    order = generator(cfg.SEED, "neighbours").permutation(len(folder.files))[:MAX_IMAGES]
+    order = generator(cfg.SEED, "neighbours").permutation(folder.at_hand())[:MAX_IMAGES]
     indices = [int(i) for i in order]
     features = embed(encoder_at_rest(encoder), CentreCrops(folder, size, indices), workers=workers)
     if not is_main():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,12 +15,14 @@ from pretrain.sharding.workers import written
 from pretrain.source import shard_index
 from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_source import open_source
-from pretrain.source.shard_index import UNFINISHED, Shard, ShardIndex
+from pretrain.source.shard_index import MEMBERS, UNFINISHED, Shard, ShardIndex
+from pretrain.source.tar_index import TarIndex, scan_tar
 from runtime.device import loader_workers
 from runtime.errors import InputError
-from runtime.files import atomic_write, remove_leftovers, write_text
+from runtime.files import atomic_write, remove_leftovers, sha256, write_text
 from runtime.progress import Bar
 from runtime.rundir import locked
+from runtime.urls import shown
 from runtime.wording import counted
 
 RECIPE_CHANGES = (
@@ -44,12 +47,14 @@ def make_shards(
     if workers < 1 and workers != -1:
         raise InputError(f"--workers {workers} must be at least one process")
     source = open_source(root, "SOURCE")
+    if options.seed is not None:
+        source.check_any_order("SOURCE", "name fewer shards, or keep their order: --no-shuffle")
     labels, classes, about_classes = _classes(source)
     content = Content(source, labels, options, skip)
     folder = _output(output, source)
     made_with = options.made_with(source.fingerprint())
     _refuse_others(folder, made_with)
-    print(f"{root}: {counted(len(source.files), 'image')}, {about_classes}")
+    print(f"{shown(root)}: {counted(len(source.files), 'image')}, {about_classes}")
     if options.short_side:
         print(f"--short-side {options.short_side}: {RECIPE_CHANGES}")
     try:
@@ -58,10 +63,12 @@ def make_shards(
         raise InputError(f"cannot make OUT_DIR {output!r}: {error.strerror}") from error
     with locked(folder), _one_line(folder):
         try:
-            finished = _finish(folder, content, made_with, loader_workers(workers))
+            workers = loader_workers(workers)
+            finished = _finish(folder, content, made_with, workers)
         finally:
             remove_leftovers(folder)  # of a worker that was killed
-        index = ShardIndex(made_with, classes, finished)
+        members = _write_members(folder, finished, workers)
+        index = ShardIndex(made_with, classes, finished, members)
         for name, images in index.flaws().items():
             _write_list(folder / name, images)
         index.write(folder)
@@ -189,6 +196,15 @@ def _note(journal: IO[bytes], entry: dict[str, Any]) -> None:
     journal.write(json.dumps(entry).encode() + b"\n")
     journal.flush()
     os.fsync(journal.fileno())
+
+
+def _write_members(folder: Path, shards: Sequence[Shard], threads: int) -> str:
+    """The file that says where the images lie in the shards; its SHA-256."""
+    path = folder / MEMBERS
+    with ThreadPoolExecutor(max(threads, 1)) as pool:  # most of it is reading and hashing
+        indices = pool.map(lambda shard: scan_tar(folder / shard.name, digests=True), shards)
+        TarIndex.joined(list(indices)).write(path)
+    return sha256(path)
 
 
 def _write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:

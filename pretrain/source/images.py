@@ -40,16 +40,39 @@ class NoClassError(InputError):
         self.found = found
 
 
+class GoneError(InputError):
+    """A file is not there, or no longer whole."""
+
+
 class ImageSource(ABC):
     """N images, each read by its index in any order.
 
     Attributes:
-        root: where they lie, for messages.
+        root: where they lie.
         files: name of each image. Index i names the same image on every machine.
     """
 
     root: Path
     files: Sequence[str]
+
+    @property
+    def place(self) -> str:
+        """Where the images lie, for messages."""
+        return str(self.root)
+
+    def name_of(self, index: int) -> str:
+        """Image ``index`` with its place, for messages."""
+        return str(self.root / self.files[index])
+
+    def at_hand(self) -> int:
+        """How many images, from the first on, can be read in any order, again and again."""
+        return len(self.files)
+
+    def check_any_order(self, what: str, remedy: str = "") -> None:  # noqa: B027
+        """InputError, with the ``remedy``, where ``what`` cannot read them in any order."""
+
+    def describe(self) -> None:  # noqa: B027
+        """Say in the log what a user may want to know of where they come from."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -89,13 +112,13 @@ class ImageSource(ABC):
         except MemoryError:
             raise
         except Exception as error:  # decoders raise many types on damaged files
-            raise UnreadableImageError(str(self.root / self.files[index]), reason(error)) from error
+            raise UnreadableImageError(self.name_of(index), reason(error)) from error
 
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, sorted. InputError where an image has none or there is only one."""
         names = tuple(sorted(set(self.class_names())))
         if len(names) < 2:
-            raise InputError(f"{str(self.root)!r} holds one class, {names[0]!r}: need two")
+            raise InputError(f"{self.place!r} holds one class, {names[0]!r}: need two")
         return names
 
     def labels(self) -> list[int]:
@@ -172,4 +195,5 @@ def file_size(path: Path) -> int:
 
 def of_the_storage(path: Path, error: OSError) -> InputError:
     """It is not the image's fault and may work another time: to go on would not be repeatable."""
-    return InputError(f"cannot read {str(path)!r}: {error.strerror}")
+    kind = GoneError if isinstance(error, FileNotFoundError) else InputError
+    return kind(f"cannot read {str(path)!r}: {error.strerror}")

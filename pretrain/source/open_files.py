@@ -7,8 +7,7 @@ import os
 import weakref
 from pathlib import Path
 
-from pretrain.source.images import of_the_storage
-from runtime.errors import InputError
+from pretrain.source.images import GoneError, of_the_storage
 
 MOST = 256  # files open at a time in a process
 AHEAD = 32 << 20  # bytes that the disk is asked for before they are needed
@@ -40,8 +39,12 @@ class OpenFiles:
         except OSError as error:
             raise of_the_storage(path, error) from error
         if len(content) != size:
-            raise InputError(f"{str(path)!r} has become shorter since this run began")
+            raise GoneError(f"{str(path)!r} has become shorter since this run began")
         return content
+
+    def close(self) -> None:
+        """Close all; what is read next is opened anew."""
+        self._open.cache_clear()
 
     def _file(self, path: Path, offset: int) -> _File:
         file = self._open(path)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from pretrain.source.image_list import ImageList
 from pretrain.source.images import ImageFolder, ImageSource
+from pretrain.source.remote_shards import RemoteShards
+from pretrain.source.shard_cache import ShardCache
 from pretrain.source.shards import Shards, expand, shards_in
 from runtime.errors import InputError
 from runtime.image_files import IMAGE_SUFFIXES, images_below
+from runtime.urls import is_url
 
-KINDS = "a folder of images or of .tar shards, a pattern such as 'x-{000..063}.tar', or a text list"
+KINDS = (
+    "a folder of images or of .tar shards, a pattern such as 'x-{000..063}.tar', a text list, or "
+    "the URL of shards"
+)
 
 
-def open_source(root: str | os.PathLike[str], option: str = "DATA.ROOT") -> ImageSource:
+def open_source(
+    root: str | os.PathLike[str], option: str = "DATA.ROOT", cache: ShardCache | None = None
+) -> ImageSource:
     """The images that ``root`` names; ``option`` is its name in error messages.
+
+    Shards behind a URL are fetched into ``cache``, by default the one in the user's cache.
 
     A folder that holds images is a :class:`ImageFolder`, tar files in it or not. InputError where
     there is nothing, or something that cannot be used.
@@ -25,8 +34,10 @@ def open_source(root: str | os.PathLike[str], option: str = "DATA.ROOT") -> Imag
     path = Path(text)
     if not text:
         raise InputError(f"{option} is not set: name {KINDS}")
-    if re.match(r"[a-z0-9]+:", text) and not path.exists():
-        raise InputError(f"{option} {text!r}: images are read from a disk; copy the shards to one")
+    if text.startswith("file://"):
+        raise InputError(f"{option} {text!r}: name the path itself")
+    if is_url(text):
+        return RemoteShards.open(text, option, cache or ShardCache())
     if path.is_dir():
         shards = shards_in(path)
         if shards and not images_below(path):

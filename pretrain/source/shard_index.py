@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.source.flaws import DAMAGED, UNREADABLE
+from pretrain.source.tar_index import TarIndex
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.progress import Bar
 
 NAME = "shards.json"
+MEMBERS = "members.npz"  # where the images lie in all shards: for those who have not read them yet
 UNFINISHED = "unfinished.jsonl"  # while shards are being made
 FORMAT = 1
 
@@ -57,11 +59,14 @@ class ShardIndex:
     made_with: the options and the source's fingerprint; the same give the same bytes.
     classes: their names in the order of the class indices; () without classes.
     shards: all of the set.
+    members: SHA-256 of ``members.npz``, the :class:`TarIndex` of all shards in their order, with
+        digests; "" in sets of before there was one.
     """
 
     made_with: dict[str, Any]
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
+    members: str = ""
 
     @property
     def images(self) -> int:
@@ -82,18 +87,36 @@ class ShardIndex:
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_bytes())
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> ShardIndex:
+        """Of the bytes of the file that is ``where``. InputError where they are damaged."""
+        try:
+            values = json.loads(content)
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r}, not {FORMAT}")
             return cls(
                 dict(values["made_with"]),
                 tuple(str(name) for name in values["classes"]),
                 tuple(Shard.from_dict(shard) for shard in values["shards"]),
+                str(values.get("members", "")),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{str(path)!r} is damaged ({error!r}): make the shards anew"
-            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{where!r} is damaged ({error!r}): make the shards anew") from error
+
+    def parts(self, whole: TarIndex) -> dict[str, TarIndex]:
+        """Of the index of all shards that of each. ValueError where it is not of these shards."""
+        if len(whole.names) != self.images:
+            raise ValueError(f"{len(whole.names)} images, not {self.images}")
+        found, first = {}, 0
+        for shard in self.shards:
+            found[shard.name] = whole.part(first, first + shard.images)
+            first += shard.images
+        return found
 
     def write(self, folder: Path) -> None:
         """As ``shards.json`` in ``folder``."""
@@ -163,6 +186,12 @@ def verify(folder: str | os.PathLike[str]) -> ShardIndex:
             if not shard.is_in(path):
                 wrong.append(shard.name)
             bar.show(number)
+    members = path / MEMBERS
+    if index.members and not (members.is_file() and sha256(members) == index.members):
+        raise InputError(
+            f"{str(members)!r} is damaged or missing: run tools/make_shards.py as before, it makes "
+            "it again"
+        )
     if wrong:
         raise InputError(
             f"{len(wrong)} of {len(index.shards)} shards in {str(path)!r} are damaged or missing, "

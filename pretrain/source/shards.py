@@ -12,14 +12,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_files import OpenFiles
 from pretrain.source.shard_index import checked, common_classes, shards_listed
-from pretrain.source.tar_index import ORIGINAL_BYTES, index_tar
+from pretrain.source.tar_index import ORIGINAL_BYTES, TarIndex, index_tar, original_digest
 from runtime.errors import InputError
+from runtime.urls import shown
 
 MAX_SHARDS = 1_000_000  # that a pattern may name
 
@@ -54,25 +56,9 @@ class Shards(ImageSource):
                 f"{str(missing[0])!r}"
             )
         beside = checked(shards)
-        names: list[str] = []
-        indices = []
-        for path in shards:
-            index = index_tar(path)
-            prefix = os.path.relpath(path, root).replace(os.sep, "/")
-            names += [f"{prefix}/{name}" for name in index.names]
-            indices.append(index)
-        counts = [len(index.names) for index in indices]
-        return cls(
-            root,
-            tuple(names),
-            tuple(shards),
-            np.repeat(np.arange(len(shards)), counts),
-            np.concatenate([index.offsets for index in indices]),
-            np.concatenate([index.sizes for index in indices]),
-            np.concatenate([index.classes for index in indices]),
-            np.concatenate([index.originals for index in indices]),
-            common_classes(beside),
-        )
+        names = [os.path.relpath(path, root).replace(os.sep, "/") for path in shards]
+        places = joined_places(names, [index_tar(path) for path in shards])
+        return cls(root, shards=tuple(shards), names=common_classes(beside), **places)
 
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``. InputError where that fails."""
@@ -84,10 +70,7 @@ class Shards(ImageSource):
             return super().sha256(index)
         path, offset = self.shards[self.shard[index]], int(self.originals[index])
         text = self.open_files.read(path, offset, ORIGINAL_BYTES)
-        try:
-            return bytes.fromhex(text.decode("ascii"))
-        except ValueError as error:
-            raise InputError(f"{self.files[index]!r}: KEY.sha256 is damaged: {text!r}") from error
+        return original_digest(text, repr(self.files[index]))
 
     def _place(self, index: int) -> tuple[Path, int, int]:
         return self.shards[self.shard[index]], int(self.offsets[index]), int(self.sizes[index])
@@ -104,7 +87,7 @@ class Shards(ImageSource):
         """Classes by the ``.cls`` members: their names, or numbers as text that sorts like them."""
         if (self.given < 0).any():
             first = self.files[int(np.argmax(self.given < 0))]
-            where = f"{first!r} in {str(self.root)!r} has no class"
+            where = f"{first!r} in {self.place!r} has no class"
             raise NoClassError(where, "KEY.cls beside KEY.jpg")
         if self.given.max() < len(self.names):
             return [self.names[value] for value in self.given]
@@ -117,6 +100,20 @@ class Shards(ImageSource):
         for name, size, given in zip(self.files, self.sizes, self.given, strict=True):
             digest.update(os.fsencode(name) + f"\0{size}\0{given}\n".encode())
         return digest.hexdigest()
+
+
+def joined_places(names: Sequence[str], indices: Sequence[TarIndex]) -> dict[str, Any]:
+    """Where the images lie, as the fields of :class:`Shards`; ``names`` are those of the shards."""
+    whole = TarIndex.joined(indices)
+    files = [f"{n}/{member}" for n, i in zip(names, indices, strict=True) for member in i.names]
+    return {
+        "files": tuple(files),
+        "shard": np.repeat(np.arange(len(indices)), [len(index.names) for index in indices]),
+        "offsets": whole.offsets,
+        "sizes": whole.sizes,
+        "given": whole.classes,
+        "originals": whole.originals,
+    }
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -153,13 +150,13 @@ def expand(pattern: str) -> list[str]:
     """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     if any("{" in part or "}" in part for part in parts):
-        raise InputError(f"{pattern!r}: braces do not match, or lie in each other")
+        raise InputError(f"{shown(pattern)!r}: braces do not match, or lie in each other")
     choices = [[part] if i % 2 == 0 else _items(part, pattern) for i, part in enumerate(parts)]
     if np.prod([float(len(choice)) for choice in choices]) > MAX_SHARDS:
-        raise InputError(f"{pattern!r} names more than {MAX_SHARDS} shards")
+        raise InputError(f"{shown(pattern)!r} names more than {MAX_SHARDS} shards")
     names = ["".join(choice) for choice in itertools.product(*choices)]
     if len(set(names)) < len(names):
-        raise InputError(f"{pattern!r} names a shard twice")
+        raise InputError(f"{shown(pattern)!r} names a shard twice")
     return names
 
 
@@ -172,6 +169,6 @@ def _items(brace: str, pattern: str) -> list[str]:
             continue
         first, last = int(match[1]), int(match[2])
         if not 0 <= last - first < MAX_SHARDS:
-            raise InputError(f"{pattern!r}: the range {item!r} is empty or too long")
+            raise InputError(f"{shown(pattern)!r}: the range {item!r} is empty or too long")
         items += [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
     return items

@@ -10,8 +10,9 @@ import hashlib
 import logging
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -21,12 +22,13 @@ from pretrain.source import raw
 from pretrain.source.decode import MAX_BYTES
 from pretrain.source.images import of_the_storage
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, user_cache
 from runtime.image_files import IMAGE_SUFFIXES
 
 log = logging.getLogger("moco")
 
-VERSION = 2  # of the cached index and of the rules of this file
+VERSION = 3  # of the cached index and of the rules of this file
+FOLDER = "tar-index"  # in the user's cache
 CLASS_SUFFIX = ".cls"  # WebDataset's: the class index as text
 MAX_CLASS_BYTES = 20
 ORIGINAL_SUFFIX = ".sha256"  # of the file that the image was made from, as text
@@ -50,6 +52,8 @@ class TarIndex:
         offsets, sizes: of their bytes in the tar file, int64 N.
         classes: index given by WebDataset's ``KEY.cls``, int64 N; -1 without one.
         originals: offsets of ``KEY.sha256``, int64 N; -1 without one.
+        digests: SHA-256 of the files that the images were made from, uint8 N x 32; None where
+            they are read off the tar file when they are needed.
     """
 
     names: tuple[str, ...]
@@ -57,51 +61,79 @@ class TarIndex:
     sizes: np.ndarray
     classes: np.ndarray
     originals: np.ndarray
+    digests: np.ndarray | None = None
+
+    @classmethod
+    def joined(cls, indices: Sequence[TarIndex]) -> TarIndex:
+        """One after the other; with digests where all have them."""
+        fields = [*_ARRAYS, "digests"] if all(i.digests is not None for i in indices) else _ARRAYS
+        arrays = {name: np.concatenate([getattr(i, name) for i in indices]) for name in fields}
+        return cls(tuple(chain.from_iterable(index.names for index in indices)), **arrays)
+
+    def part(self, first: int, stop: int) -> TarIndex:
+        """Images ``first`` to ``stop``."""
+        arrays = {name: getattr(self, name)[first:stop] for name in _ARRAYS}
+        digests = None if self.digests is None else self.digests[first:stop]
+        return TarIndex(self.names[first:stop], **arrays, digests=digests)
+
+    def write(self, path: Path) -> None:
+        """As a NumPy file (.npz)."""
+        names = np.frombuffer(os.fsencode("\0".join(self.names)), dtype=np.uint8)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        if self.digests is not None:
+            arrays["digests"] = self.digests
+        with atomic_write(path) as stream:
+            np.savez_compressed(stream, names=names, **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> TarIndex:
+        """What :meth:`write` has written. Any exception where it is damaged."""
+        with np.load(path, allow_pickle=False) as values:
+            names = tuple(os.fsdecode(values["names"].tobytes()).split("\0"))
+            arrays = {name: values[name] for name in values.files if name != "names"}
+        if any(len(array) != len(names) for array in arrays.values()):
+            raise ValueError("arrays of unequal length")
+        return cls(names, **arrays)
 
 
-def index_tar(path: Path) -> TarIndex:
+def index_tar(path: Path, digests: bool = False) -> TarIndex:
     """Index the tar file, or take the index that an earlier start has left in the user's cache.
 
-    InputError where the file is damaged, cut short or compressed, or a member is unsafe.
+    ``digests``: with those. InputError where the file is damaged, cut short or compressed, or a
+    member is unsafe.
     """
+    return kept(lambda: _cache_file(path, digests), lambda: scan_tar(path, digests))
+
+
+def kept(place: Callable[[], Path], make: Callable[[], TarIndex]) -> TarIndex:
+    """The index in the file that ``place`` gives; made and put there where there is none."""
     with contextlib.suppress(Exception):  # absent or damaged: it is made anew
-        return _load(_cache_file(path))
+        return TarIndex.read(place())
+    index = make()
     try:
-        index = _scan(path)
-    except OSError as error:
-        raise of_the_storage(path, error) from error
-    try:
-        cached = _cache_file(path)
+        cached = place()
         cached.parent.mkdir(parents=True, exist_ok=True)
-        _save(cached, index)
+        index.write(cached)
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        log.debug("no index of %s is kept: %s", path, error)  # the next start reads the headers
+        log.debug("no index is kept: %s", error)  # the next start reads the headers
     return index
 
 
-def _cache_file(path: Path) -> Path:
+def _cache_file(path: Path, digests: bool) -> Path:
     """Named after everything that it depends on, so that an old one is never taken for a new."""
     status = path.stat()
-    key = f"{VERSION}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = f"{VERSION}\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{digests}"
     name = hashlib.sha256(os.fsencode(key)).hexdigest()
-    return cache / "moco-transfer" / "tar-index" / f"{name}.npz"
+    return user_cache(FOLDER) / f"{name}.npz"
 
 
-def _save(path: Path, index: TarIndex) -> None:
-    names = np.frombuffer(os.fsencode("\0".join(index.names)), dtype=np.uint8)
-    arrays = {field: getattr(index, field) for field in _ARRAYS}
-    with atomic_write(path) as stream:
-        np.savez(stream, names=names, **arrays)
-
-
-def _load(path: Path) -> TarIndex:
-    with np.load(path, allow_pickle=False) as values:
-        names = tuple(os.fsdecode(values["names"].tobytes()).split("\0"))
-        arrays = {field: values[field] for field in _ARRAYS}
-    if any(len(array) != len(names) for array in arrays.values()):
-        raise ValueError("arrays of unequal length")
-    return TarIndex(names, **arrays)
+def scan_tar(path: Path, digests: bool = False) -> TarIndex:
+    """As :func:`index_tar`, without a look into the cache."""
+    try:
+        index = _scan(path)
+        return replace(index, digests=_digests(path, index)) if digests else index
+    except OSError as error:
+        raise of_the_storage(path, error) from error
 
 
 def _scan(path: Path) -> TarIndex:
@@ -130,6 +162,31 @@ def _scan(path: Path) -> TarIndex:
         np.array([classes.get(key, -1) for key in keys], dtype=np.int64),
         np.array([originals.get(key, -1) for key in keys], dtype=np.int64),
     )
+
+
+def original_digest(text: bytes, where: str) -> bytes:
+    """The 32 bytes that ``KEY.sha256`` says. InputError where it is damaged."""
+    try:
+        digest = bytes.fromhex(text.decode("ascii"))
+    except ValueError as error:
+        raise InputError(f"{where}: KEY.sha256 is damaged: {text!r}") from error
+    if len(digest) != ORIGINAL_BYTES // 2:
+        raise InputError(f"{where}: KEY.sha256 is damaged: {text!r}")
+    return digest
+
+
+def _digests(path: Path, index: TarIndex) -> np.ndarray:
+    found = bytearray()
+    with open(path, "rb") as stream:
+        places = zip(index.names, index.offsets, index.sizes, index.originals, strict=True)
+        for name, offset, size, original in places:
+            if original < 0:
+                content = os.pread(stream.fileno(), int(size), int(offset))
+                found += hashlib.sha256(content).digest()
+            else:
+                text = os.pread(stream.fileno(), ORIGINAL_BYTES, int(original))
+                found += original_digest(text, repr(name))
+    return np.frombuffer(bytes(found), np.uint8).reshape(-1, 32)
 
 
 def _kind(member: tarfile.TarInfo) -> str | None:

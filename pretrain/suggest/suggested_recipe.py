@@ -20,6 +20,7 @@ from pretrain.suggest.survey import Survey, survey
 from pretrain.suggest.trial import Trial, run_trial
 from runtime.errors import InputError
 from runtime.files import write_text
+from runtime.urls import shown
 
 WIDTH = 100
 
@@ -31,6 +32,8 @@ def suggest(root: str, output: str | None) -> None:
     """
     _refuse_existing(output)
     source, machine = open_source(root, "--suggest"), Machine.here()
+    source.check_any_order("--suggest", "name fewer shards")
+    root = shown(root)
     print(f"looking at {len(source.files)} images ...", file=sys.stderr)
     images = survey(source)
     choices = choose(root, images, machine)

@@ -65,7 +65,7 @@ def survey(source: ImageSource) -> Survey:
         grey += _is_grey(pixels)
         two_valued += len(np.unique(pixels)) <= 2
     if not sides:
-        raise InputError(f"none of {len(chosen)} images of {str(source.root)!r} can be read")
+        raise InputError(f"none of {len(chosen)} images of {source.place!r} can be read")
     return Survey(
         count=len(source.files),
         compared=compared,

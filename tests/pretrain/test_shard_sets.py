@@ -133,7 +133,7 @@ def test_a_full_disk_and_a_killed_worker_leave_nothing_half_written(
             make_shards(str(image_folder), str(out), Options(format="raw"))
     assert files(out).keys() == {"unfinished.jsonl"}
     make_shards(str(image_folder), str(out), Options(format="raw"))
-    assert files(out).keys() == {"shard-000000.tar", "shards.json"}
+    assert files(out).keys() == {"shard-000000.tar", "shards.json", "members.npz"}
 
 
 def test_a_failure_of_any_write_is_one_line_and_can_be_finished(

@@ -51,8 +51,10 @@ def test_an_index_that_cannot_be_kept_is_made_each_time(
     def fail(*_: object) -> None:
         raise failure
 
-    name = "_save" if isinstance(failure, OSError) else "_cache_file"
-    monkeypatch.setattr(tar_index, name, fail)
+    if isinstance(failure, OSError):
+        monkeypatch.setattr(tar_index.TarIndex, "write", fail)
+    else:
+        monkeypatch.setattr(tar_index, "_cache_file", fail)
     shards = as_source("shards", image_folder)
     for _ in range(2):
         assert len(open_source(shards).files) == 24
@@ -165,7 +167,7 @@ def test_index_is_kept_and_made_anew_for_another_tar(
     first = tar_index.index_tar(path)
     (kept,) = (tmp_path / "cache").rglob("*.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "_scan", None)  # cannot be called
+        patch.setattr(tar_index, "scan_tar", None)  # cannot be called
         again = tar_index.index_tar(path)
     assert (again.names, again.classes.tolist()) == (first.names, [12, -1])
     assert np.array_equal(again.offsets, first.offsets)
@@ -293,8 +295,9 @@ def test_other_roots_are_refused(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"")
     for root, message in {
         "": "is not set",
-        "s3://bucket/x.tar": "copy the shards",
-        "pipe:cat x.tar": "copy the shards",
+        "file:///x.tar": "name the path itself",
+        "s3://bucket/x": "name a .tar file, a pattern",
+        "pipe:cat x.tar": "is not a folder or file",
         f"{tmp_path}/nowhere": "is not a folder or file",
         f"{tmp_path}/x.tar.gz": "an image or an archive",
         f"{image_folder}/a/000.jpg": "an image or an archive",

@@ -1,0 +1,161 @@
+"""Shards on a server are fetched before their turn comes, by a process beside the workers.
+
+Which ones is known: the order of an epoch is a function of the seed. All processes of a machine
+want the same in the same order, and the cache has each fetched once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from multiprocessing.sharedctypes import RawValue
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pretrain.loading.batches import EpochBatches
+from pretrain.loading.order import Window, permutation, window_of
+from pretrain.source.images import ImageSource
+from pretrain.source.remote_index import PARALLEL
+from pretrain.source.remote_shards import RemoteShards
+from pretrain.source.shard_cache import GIB
+from runtime.device import use_one_thread
+from runtime.errors import InputError
+from runtime.stopping import leave_to_main
+
+log = logging.getLogger("moco")
+
+PERIOD = 0.05  # seconds between two looks at how far the trainer is
+IN_THE_MAKING = 2  # batches that are begun and not finished, as a rule
+
+
+class Use(NamedTuple):
+    """A shard is read from step ``first`` to step ``last``."""
+
+    first: int
+    last: int
+    shard: int
+
+
+class Prefetch:
+    """Fetches the shards for ``batches``, as far ahead as the cache holds them; ``at`` says when.
+
+    At most ``ahead`` batches are begun and not finished.
+
+    A shard that cannot be fetched is left to the worker that needs it, whose problem is told.
+    """
+
+    def __init__(
+        self, source: RemoteShards, batches: EpochBatches, ahead: int, start_method: str
+    ) -> None:
+        context: Any = multiprocessing.get_context(start_method)
+        self._step = RawValue("q", batches.start_step)
+        arguments = (source, batches, ahead, self._step)
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
+        self._process.start()
+
+    def follow(self, batches: EpochBatches) -> Iterator[list[tuple[int, int]]]:
+        """The batches, each noted when it is begun."""
+        for step, places in enumerate(batches, start=batches.start_step):
+            self._step.value = step
+            yield places
+
+    def close(self) -> None:
+        """End the process. What it was fetching is fetched anew by whoever needs it."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+
+def check_cache(source: ImageSource, images: int, batch: int) -> None:
+    """InputError where the cache is too small for DATA.SHUFFLE_WINDOW ``images``.
+
+    Shards would be fetched again and again in every epoch.
+    """
+    if not isinstance(source, RemoteShards) or source.total_bytes() <= source.cache.most:
+        return
+    window = window_of(source, images)
+    if window is None:
+        source.check_any_order(
+            "DATA.SHUFFLE_WINDOW 0, a full shuffle,",
+            "raise it, or shuffle in a window, e.g. DATA.SHUFFLE_WINDOW "
+            f"{max(10 * batch, len(source.files) // len(source.remote))}",
+        )
+        return
+    sizes = [file.size for file in source.remote]
+    shards = at_once(window.shards, window.images + IN_THE_MAKING * batch)
+    needed = sum(heapq.nlargest(shards + 1, sizes)) + max(sizes)  # the next one, and a stray one
+    if needed > source.cache.most:
+        raise InputError(
+            f"DATA.SHUFFLE_WINDOW {images} reads from {shards} shards at a time, which needs "
+            f"DATA.SHARD_CACHE_GIB {needed / GIB:.3g}, not {source.cache.most / GIB:.3g}: raise "
+            "it, or make the window or the shards smaller"
+        )
+
+
+def at_once(shards: Sequence[int], images: int) -> int:
+    """Of how many shards a row of ``images`` may be, at most; ``shards``: the images of each."""
+    between = int(np.searchsorted(np.cumsum(sorted(shards)), images, side="right"))
+    return min(between + 2, len(shards))
+
+
+def uses(
+    shard: np.ndarray, batch: int, seed: int, window: Window | None, start: int, stop: int
+) -> Iterator[Use]:
+    """Which shards the steps from ``start`` to ``stop`` read, epoch by epoch, in their order.
+
+    ``shard`` is that of each image, int64 N.
+    """
+    steps = len(shard) // batch
+    for epoch in range(start // steps, -(-stop // steps)):
+        order = shard[permutation(len(shard), seed, epoch, window)]
+        skipped = max(start - epoch * steps, 0)
+        read = order[skipped * batch : min(stop - epoch * steps, steps) * batch]
+        found, first = np.unique(read, return_index=True)
+        last = len(read) - 1 - np.unique(read[::-1], return_index=True)[1]
+        begin = epoch * steps + skipped
+        for i in np.argsort(first):
+            yield Use(begin + int(first[i]) // batch, begin + int(last[i]) // batch, int(found[i]))
+
+
+def _work(source: RemoteShards, batches: EpochBatches, ahead: int, step: Any) -> None:
+    leave_to_main()
+    use_one_thread()
+    sizes = [file.size for file in source.remote]
+    room = max(source.cache.most - max(sizes), max(sizes))  # a stray image's shard may come
+    live: dict[int, int] = {}  # shards fetched or being fetched, and the step that reads them last
+    fetching: set[Future[None]] = set()
+    plan = uses(
+        *(source.shard, batches.batch_size, batches.seed, batches.window),
+        *(batches.start_step, batches.total_steps),
+    )
+    pool = ThreadPoolExecutor(PARALLEL)
+    for use in plan:
+        while True:
+            live = {shard: last for shard, last in live.items() if last >= step.value - ahead}
+            taken = sum(sizes[shard] for shard in live)
+            fits = use.shard in live or taken + sizes[use.shard] <= room
+            if fits and len(fetching) < PARALLEL:
+                break
+            fetching = _waited(fetching)
+        live[use.shard] = max(use.last, live.get(use.shard, 0))
+        fetching.add(pool.submit(_fetch, source, use.shard))
+    pool.shutdown()
+
+
+def _waited(fetching: set[Future[None]]) -> set[Future[None]]:
+    if fetching:
+        return set(wait(fetching, PERIOD, FIRST_COMPLETED).not_done)
+    time.sleep(PERIOD)
+    return fetching
+
+
+def _fetch(source: RemoteShards, shard: int) -> None:
+    try:
+        source.fetch(shard)
+    except InputError as error:
+        log.debug("%s", error)
