@@ -39,6 +39,7 @@ from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import core_share, loader_workers, run_device
 from runtime.distributed import (
+    all_gather_objects,
     barrier,
     data_parallel,
     from_main,
@@ -47,6 +48,7 @@ from runtime.distributed import (
     rank,
     world_size,
 )
+from runtime.errors import InputError
 from runtime.files import write_text
 from runtime.memory import keep_freed_memory
 from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
@@ -67,6 +69,8 @@ def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> P
     cache = ShardCache.of(cfg.DATA.SHARD_CACHE, cfg.DATA.SHARD_CACHE_GIB)
     folder = open_source(cfg.DATA.ROOT, cache=cache)
     check_data(cfg, folder, world_size())
+    if len(set(all_gather_objects(folder.state()))) > 1:
+        raise InputError(f"shards of {folder.place!r} changed while the run began: start it anew")
     method = _build_method(cfg, folder)
     beginning = [] if resume else _initial_weights(cfg, method)  # before anything is written
     monitor = Monitor(cfg, method, folder, loader_workers(cfg.DATA.NUM_WORKERS))

@@ -30,6 +30,7 @@ from runtime.stopping import leave_to_main
 log = logging.getLogger("moco")
 
 PERIOD = 0.05  # seconds between two looks at how far the trainer is
+LOOK, PAUSE = 5.0, 3600.0  # seconds between two looks at the cache, and between two lines of it
 IN_THE_MAKING = 2  # batches that are begun and not finished, as a rule
 
 
@@ -125,37 +126,74 @@ def uses(
 def _work(source: RemoteShards, batches: EpochBatches, ahead: int, step: Any) -> None:
     leave_to_main()
     use_one_thread()
-    sizes = [file.size for file in source.remote]
-    room = max(source.cache.most - max(sizes), max(sizes))  # a stray image's shard may come
-    live: dict[int, int] = {}  # shards fetched or being fetched, and the step that reads them last
-    fetching: set[Future[None]] = set()
     plan = uses(
         *(source.shard, batches.batch_size, batches.seed, batches.window),
         *(batches.start_step, batches.total_steps),
     )
-    pool = ThreadPoolExecutor(PARALLEL)
+    fetching = _Fetching(source)
     for use in plan:
-        while True:
-            live = {shard: last for shard, last in live.items() if last >= step.value - ahead}
-            taken = sum(sizes[shard] for shard in live)
-            fits = use.shard in live or taken + sizes[use.shard] <= room
-            if fits and len(fetching) < PARALLEL:
-                break
-            fetching = _waited(fetching)
-        live[use.shard] = max(use.last, live.get(use.shard, 0))
-        fetching.add(pool.submit(_fetch, source, use.shard))
-    pool.shutdown()
+        while not fetching.begun(use, step.value - ahead):
+            fetching.wait()
+    while True:  # until the trainer ends this process
+        fetching.wait()
 
 
-def _waited(fetching: set[Future[None]]) -> set[Future[None]]:
-    if fetching:
-        return set(wait(fetching, PERIOD, FIRST_COMPLETED).not_done)
-    time.sleep(PERIOD)
-    return fetching
+class _Fetching:
+    """The shards that are fetched, or being fetched, and still needed."""
 
+    def __init__(self, source: RemoteShards) -> None:
+        self._source, self._pool = source, ThreadPoolExecutor(PARALLEL)
+        self._sizes = [file.size for file in source.remote]
+        self._last: dict[int, int] = {}  # the step that reads the shard last
+        self._running: dict[Future[bool], int] = {}
+        self._look = time.monotonic() + LOOK
+        most, largest = source.cache.most, max(self._sizes)
+        # the shard of a single image may come in between, to take the place of an unreadable one
+        self._room = most if source.total_bytes() <= most else max(most - largest, largest)
 
-def _fetch(source: RemoteShards, shard: int) -> None:
-    try:
-        source.fetch(shard)
-    except InputError as error:
-        log.debug("%s", error)
+    def begun(self, use: Use, step: int) -> bool:
+        """Whether the shard is fetched from now on, or else has to wait.
+
+        What is read before ``step`` for the last time is needed no more.
+        """
+        self._last = {shard: last for shard, last in self._last.items() if last >= step}
+        taken = sum(self._sizes[shard] for shard in self._last)
+        fits = use.shard in self._last or taken + self._sizes[use.shard] <= self._room
+        if not fits or len(self._running) == PARALLEL:
+            return False
+        self._last[use.shard] = max(use.last, self._last.get(use.shard, 0))
+        self._running[self._pool.submit(self._fetch, use.shard)] = use.shard
+        return True
+
+    def wait(self) -> None:
+        """Until one is there, or for a moment."""
+        if self._running:
+            done, _ = wait(self._running, PERIOD, FIRST_COMPLETED)
+            for future in done:
+                shard = self._running.pop(future)
+                if not future.result():
+                    self._last.pop(shard, None)
+        else:
+            time.sleep(PERIOD)
+        if time.monotonic() > self._look:
+            self._tell_of_removed()
+
+    def _tell_of_removed(self) -> None:
+        there = set(self._last) - set(self._running.values())
+        removed = sum(not self._source.shards[shard].exists() for shard in there)
+        self._look = time.monotonic() + (PAUSE if removed else LOOK)
+        if removed:
+            log.warning(
+                "%d shards are no longer in DATA.SHARD_CACHE %s and still needed: they are fetched "
+                "again and again where it is too small for all that share it; raise "
+                "DATA.SHARD_CACHE_GIB",
+                *(removed, self._source.cache.folder),
+            )
+
+    def _fetch(self, shard: int) -> bool:
+        try:
+            self._source.fetch(shard)
+        except InputError as error:
+            log.debug("%s", error)
+            return False
+        return True

@@ -90,6 +90,10 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over names, sizes and given labels: tells whether a data set has changed."""
 
+    def state(self) -> str:
+        """A digest of what may change on a server and must be the same for all processes."""
+        return ""
+
     def sha256(self, index: int) -> bytes:
         """SHA-256 (32 bytes) of the file that image ``index`` was made from: its own, as a rule."""
         return hashlib.sha256(self.read(index)).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from pretrain.source import shard_index
 from pretrain.source.remote import DeniedError, MissingError, RemoteFile, content, look
-from pretrain.source.shard_cache import ShardCache
+from pretrain.source.shard_cache import GIB, ShardCache
 from pretrain.source.shard_index import MEMBERS, ShardIndex
 from pretrain.source.shards import expand
 from pretrain.source.tar_index import FOLDER, VERSION, TarIndex, kept, scan_tar
@@ -21,6 +22,8 @@ from runtime.errors import InputError
 from runtime.files import user_cache
 from runtime.progress import Bar
 from runtime.urls import shown, with_path
+
+log = logging.getLogger("moco")
 
 PARALLEL = 8  # files asked for at a time
 TRIES = 5  # to read a shard that others keep removing
@@ -137,6 +140,11 @@ def index_of(
             url = next(file.url for file in remote if _folder(file) == folder)
             made |= {f"{folder}/{name}": part for name, part in _made(url, index, cache).items()}
     left = [file for file in remote if file.name not in made]
+    if not all(_cached_index(file) for file in left):
+        log.warning(
+            "reading all %d shards (%.3g GiB) to see what is in them: the first start only",
+            *(len(left), sum(file.size for file in left) / GIB),
+        )
     # none is removed before it has been looked through
     parallel = cache.most // (2 * max((file.size for file in left), default=1))
     scanned = _in_parallel(
@@ -161,9 +169,7 @@ def _made(url: str, index: ShardIndex, cache: ShardCache) -> dict[str, TarIndex]
 
 def _index(file: RemoteFile, cache: ShardCache, doubts: list[str]) -> TarIndex:
     """Of an earlier start; else of the shard, which is fetched."""
-    stem = "url-" + hashlib.sha256(os.fsencode(file.name)).hexdigest()[:32]
-    state = f"{VERSION}\0{file.size}\0{file.version}\0{file.sha256}"
-    name = f"{stem}-{hashlib.sha256(state.encode()).hexdigest()[:32]}.npz"
+    stem, name = _names_of_index(file)
     before: list[Path] = []
     with contextlib.suppress(RuntimeError):  # the user has no home
         before = [p for p in user_cache(FOLDER).glob(f"{stem}-*.npz") if p.name != name]
@@ -172,6 +178,19 @@ def _index(file: RemoteFile, cache: ShardCache, doubts: list[str]) -> TarIndex:
         doubts.append(f"{file.name} has changed on the server since it was read last")
         path.unlink(missing_ok=True)
     return index
+
+
+def _names_of_index(file: RemoteFile) -> tuple[str, str]:
+    """With which those of the URL begin, and that of the file in its present state."""
+    stem = "url-" + hashlib.sha256(os.fsencode(file.name)).hexdigest()[:32]
+    state = f"{VERSION}\0{file.size}\0{file.version}\0{file.sha256}"
+    return stem, f"{stem}-{hashlib.sha256(state.encode()).hexdigest()[:32]}.npz"
+
+
+def _cached_index(file: RemoteFile) -> bool:
+    with contextlib.suppress(RuntimeError):
+        return (user_cache(FOLDER) / _names_of_index(file)[1]).exists()
+    return False
 
 
 def _scan(file: RemoteFile, cache: ShardCache) -> TarIndex:

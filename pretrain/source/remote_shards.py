@@ -5,11 +5,13 @@ Everything else is as for :class:`Shards` on a disk: names, order, fingerprint.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -45,6 +47,14 @@ class RemoteShards(Shards):
         Their indices are those of make_shards, or of an earlier start; else all are fetched.
         InputError where they cannot be had or used.
         """
+        try:
+            _ = urlsplit(url).port
+        except (
+            ValueError
+        ) as error:  # the URL is not shown: parts of a password may look like a host
+            raise InputError(
+                f"{option} is no URL: write user and password percent-encoded, / as %2F"
+            ) from error
         doubts: list[str] = []
         remote, beside = located(url, option, doubts)
         names, folder = _names(remote)
@@ -95,6 +105,11 @@ class RemoteShards(Shards):
     def fetch(self, shard: int) -> None:
         """Have shard number ``shard`` in the cache. InputError where that fails."""
         self.cache.fetch(self.remote[shard])
+
+    def state(self) -> str:
+        """A digest of the shards' names, sizes and versions."""
+        files = "\n".join(f"{f.name} {f.size} {f.version} {f.sha256}" for f in self.remote)
+        return hashlib.sha256(files.encode("utf-8", "surrogateescape")).hexdigest()
 
     def total_bytes(self) -> int:
         """Of all shards."""

@@ -114,7 +114,8 @@ class ShardIndex:
             raise ValueError(f"{len(whole.names)} images, not {self.images}")
         found, first = {}, 0
         for shard in self.shards:
-            found[shard.name] = whole.part(first, first + shard.images)
+            found[shard.name] = part = whole.part(first, first + shard.images)
+            part.check_bounds(shard.bytes)
             first += shard.images
         return found
 

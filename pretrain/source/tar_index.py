@@ -76,6 +76,13 @@ class TarIndex:
         digests = None if self.digests is None else self.digests[first:stop]
         return TarIndex(self.names[first:stop], **arrays, digests=digests)
 
+    def check_bounds(self, size: int) -> None:
+        """ValueError where an image does not lie within a tar file of ``size`` bytes."""
+        ends = self.offsets + self.sizes
+        small = (self.offsets >= 0) & (self.sizes >= 0) & (self.sizes <= MAX_BYTES) & (ends <= size)
+        if not small.all():
+            raise ValueError("an image lies outside its shard")
+
     def write(self, path: Path) -> None:
         """As a NumPy file (.npz)."""
         names = np.frombuffer(os.fsencode("\0".join(self.names)), dtype=np.uint8)

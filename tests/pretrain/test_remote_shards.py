@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,15 @@ from test_faults import wait_for_step
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
 from pretrain.loading.order import Window, permutation, window_of
-from pretrain.loading.prefetch import at_once, check_cache, uses
+from pretrain.loading.prefetch import _Fetching, at_once, check_cache, uses
 from pretrain.sharding.content import Options
 from pretrain.sharding.make_shards import make_shards
 from pretrain.source import remote
 from pretrain.source.open_source import open_source
 from pretrain.source.remote_shards import RemoteShards
 from pretrain.source.shard_cache import ShardCache
-from pretrain.source.shard_index import verify
+from pretrain.source.shard_index import ShardIndex, verify
+from pretrain.source.tar_index import TarIndex
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
 
@@ -196,11 +198,13 @@ def test_a_start_that_cannot_work_is_one_line(
             open_source(server.url(name, USER) + SECRET, cache=few).read(0)
         assert "hidden" not in str(caught.value)
     for url, message in {
+        "http://me:hidden/word@127.0.0.1/x.tar": "^DATA.ROOT is no URL: write user and pa",
         "http://127.0.0.1:1/x.tar?hidden": "read 'http://127.0.0.1:1/x.tar', 5 times: Cannot",
         "nosuch://b/x.tar": "Protocol not known: nosuch",
     }.items():
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             open_source(url, cache=few)
+        assert "hidden" not in str(caught.value)
     values = json.loads((shards / "shards.json").read_text())
     values["shards"][3]["bytes"] += 1
     (shards / "shards.json").write_text(json.dumps(values))
@@ -325,3 +329,44 @@ def test_fetched_before_it_is_read(shards: Path, server: ShardServer, tmp_path: 
     made.close()
     first = [use.shard for use in uses(source.shard, 8, 7, batches.window, 0, 6)]
     assert there == {source.shards[shard] for shard in first[: len(there)]}
+
+
+def test_shards_that_others_remove_are_fetched_again_and_told(
+    shards: Path,
+    server: ShardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Never in silence, and always to the same bytes."""
+    local = open_source(shards)
+    source = open_source(server.url(), cache=cache(tmp_path, shards))
+    fetching = _Fetching(source)
+    for use in uses(source.shard, 8, 7, None, 0, 6):
+        while not fetching.begun(use, 0):
+            fetching.wait()
+    while not all(path.exists() for path in source.shards):
+        fetching.wait()
+    assert [source.read(i) for i in range(IMAGES)] == [local.read(i) for i in range(IMAGES)]
+    one = ShardCache(source.cache.folder, largest(shards))  # of another run, with less room
+    source.shards[4].unlink()
+    one.fetch(source.remote[4])
+    monkeypatch.setattr(fetching, "_look", 0)
+    with caplog.at_level("WARNING", "moco"):
+        fetching.wait()
+    assert "11 shards are no longer in DATA.SHARD_CACHE" in caplog.text
+    assert [source.read(i) for i in range(IMAGES)] == [local.read(i) for i in range(IMAGES)]
+
+
+def test_a_forged_index_reads_nothing_outside_its_shard(shards: Path) -> None:
+    index = ShardIndex.read(shards)
+    assert index is not None
+    whole = TarIndex.read(shards / "members.npz")
+    index.parts(whole)
+    for field, value in {"offsets": -1, "sizes": 1 << 40}.items():
+        array = getattr(whole, field).copy()
+        array[7] = value
+        with pytest.raises(ValueError, match="outside its shard"):
+            index.parts(replace(whole, **{field: array}))
+    with pytest.raises(ValueError, match="47 images, not 48"):
+        index.parts(whole.part(0, 47))
