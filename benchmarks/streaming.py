@@ -61,6 +61,7 @@ class SlowHandler(SimpleHTTPRequestHandler):
 def serving(folder: str) -> Iterator[str]:
     """A server in a process of its own; its URL."""
     handler = functools.partial(SlowHandler, directory=folder)
+    ThreadingHTTPServer.request_queue_size = 128
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     process = multiprocessing.get_context("fork").Process(target=server.serve_forever, daemon=True)
     process.start()

@@ -26,19 +26,28 @@ SMALLER = (
     "small areas lose detail)"
 )
 RAW = "shards of pixels, which need no decoding: tools/make_shards.py --format raw"
+STREAMED = (
+    "if the shards come too slowly, a shorter way to their server, or a larger DATA.SHARD_CACHE_GIB"
+)
 NOTHING = "all cores are busy, and no option makes these images cheaper"
 LOOKED_AT = 9  # images
 
 
 class Images(NamedTuple):
-    """What the images are: the median of their shorter sides in pixels, and whether decoded."""
+    """What the images are: the median of their shorter sides in pixels, and whether decoded.
+
+    ``streamed``: they come from a server in every epoch, and nothing else is known.
+    """
 
     side: int
     raw: bool
+    streamed: bool = False
 
 
 def look_at(source: ImageSource) -> Images:
     """Some images of ``source``; unreadable ones count as large."""
+    if source.at_hand() < len(source.files):
+        return Images(0, False, streamed=True)
     sides = []
     for index in np.unique(np.linspace(0, len(source.files) - 1, LOOKED_AT).astype(int)):
         try:
@@ -70,6 +79,8 @@ def advice(
 
 
 def _cheaper(images: Images) -> str:
+    if images.streamed:
+        return STREAMED
     if images.side > SIDE:
         return SMALLER
     return NOTHING if images.raw else RAW

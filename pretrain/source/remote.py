@@ -37,6 +37,11 @@ _WORTH_TRYING = (408, 425, 429)  # of the answers 4xx
 _FOR_GOOD = ("Credentials", "NoSuchBucket")  # in what S3's clients raise
 Result = TypeVar("Result")
 
+# All connections of this process, and those of the process that it was forked from. If a forked
+# process let go of the latter, it would take them from the epoll object that both share, and the
+# other would wait for an answer until a timeout.
+_held: set[Any] = set()
+
 
 class MissingError(InputError):
     """There is no such file."""
@@ -147,13 +152,15 @@ def _file_system(url: str) -> tuple[Any, str]:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=READ)
             options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
             options["encoded"] = url.isascii() and " " not in url  # signatures count as they are
-        return fsspec.core.url_to_fs(url, **options)
+        system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         package = PACKAGES.get(scheme)
         what = f"pip install '{package}'" if package else str(error)
         raise InputError(f"{shown(url)!r}: {scheme}:// needs a package: {what}") from None
     except ValueError as error:
         raise InputError(f"{shown(url)!r}: {_cause(error, url)}") from None
+    _held.add(system)
+    return system, path
 
 
 def _root(error: Exception) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -148,3 +149,24 @@ def test_a_known_checksum_counts(server: ShardServer, tmp_path: Path) -> None:
     assert cache.path(bad) != cache.path(good)
     with pytest.raises(InputError, match=r"0.tar', 5 times: .* SHA-256 of shards.json"):
         cache.fetch(bad)
+
+
+def test_a_forked_process_leaves_the_connections_alone(
+    server: ShardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share an epoll object: what one removes from it, the other waits for in vain."""
+    monkeypatch.setattr(remote, "READ", 2)
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+
+    def child() -> None:
+        gc.collect()
+        files(server)
+        gc.collect()
+
+    for _ in range(3):
+        files(server)
+        process = FORK.Process(target=child)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    files(server)
