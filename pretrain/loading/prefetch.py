@@ -6,9 +6,11 @@ want the same in the same order, and the cache has each fetched once.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -161,9 +163,20 @@ class _Fetching:
         fits = use.shard in self._last or taken + self._sizes[use.shard] <= self._room
         if not fits or len(self._running) == PARALLEL:
             return False
+        self._keep()
         self._last[use.shard] = max(use.last, self._last.get(use.shard, 0))
         self._running[self._pool.submit(self._fetch, use.shard)] = use.shard
         return True
+
+    def _keep(self) -> None:
+        """Have all that are needed still stay longer than any that is not.
+
+        Some of those fetched later were read to their ends sooner.
+        """
+        if self._source.total_bytes() > self._source.cache.most:
+            for shard in self._last:
+                with contextlib.suppress(OSError):  # not there yet
+                    os.utime(self._source.shards[shard])
 
     def wait(self) -> None:
         """Until one is there, or for a moment."""

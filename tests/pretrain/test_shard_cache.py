@@ -158,15 +158,15 @@ def test_a_forked_process_leaves_the_connections_alone(
     monkeypatch.setattr(remote, "READ", 2)
     monkeypatch.setattr(remote, "ATTEMPTS", 1)
 
-    def child() -> None:
+    def ask() -> None:
         gc.collect()
-        files(server)
+        assert remote.content(server.url("0.tar")) == content(server, 0)
         gc.collect()
 
     for _ in range(3):
-        files(server)
-        process = FORK.Process(target=child)
+        ask()
+        process = FORK.Process(target=ask)
         process.start()
         process.join()
         assert process.exitcode == 0
-    files(server)
+    ask()
