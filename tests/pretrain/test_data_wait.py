@@ -57,10 +57,10 @@ def test_what_the_images_are(tmp_path: Path) -> None:
     for number, side in enumerate((30, 40, 300, 50, 60)):
         Image.new("RGB", (400, side)).save(tmp_path / f"{number}.jpg")
     (tmp_path / "5.jpg").write_bytes(b"")
-    assert look_at(ImageFolder.scan(tmp_path)) == (50, False)
+    assert look_at(ImageFolder.scan(tmp_path)) == Images(50, False)
     pixels = raw.to_bytes(np.zeros((20, 30, 3), np.uint8))
     write_tar(tmp_path / "raw.tar", [("a.npy", pixels), ("b.npy", pixels)])
-    assert look_at(open_source(tmp_path / "raw.tar")) == (20, True)
+    assert look_at(open_source(tmp_path / "raw.tar")) == Images(20, True)
 
 
 def test_one_line_once_in_a_while(
