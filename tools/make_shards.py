@@ -56,7 +56,8 @@ if __name__ == "__main__":
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", nargs="?", help="folder of images, list or shards, as of DATA.ROOT")
+    what = "folder of images, list or shards, as of DATA.ROOT"
+    add("source", nargs="?", metavar="SOURCE", help=what)
     add("output", nargs="?", metavar="OUT_DIR", help="folder for the shards")
     add("--verify", metavar="DIR", help="compare the shards in DIR with their checksums instead")
     add("--format", choices=FORMATS, default="jpeg", help="jpeg: files as they are; raw: pixels")
