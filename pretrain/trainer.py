@@ -181,7 +181,7 @@ class _Run:
                 f"{error}: the run has diverged; lower SOLVER.BASE_LR. "
                 f"Last good checkpoint: {last or 'none yet'}"
             ) from error
-        self.monitor.save_neighbours(self.output)
+        self.monitor.save_neighbours(self.output, self.flawed.unreadable())
         log.info("finished: %s", self.output / FINAL)
         return self.output / FINAL
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -48,11 +49,13 @@ class Monitor:
         """Whether :meth:`save_neighbours` has come to its end in an earlier start."""
         return (output / NEIGHBOURS).with_suffix(".txt").exists()  # written after the picture
 
-    def save_neighbours(self, output: Path) -> None:
-        """At the end: write the picture and a text file of the same name."""
+    def save_neighbours(self, output: Path, unreadable: Collection[str]) -> None:
+        """At the end: write the picture, without those images, and a text file of the same name."""
         path = output / NEIGHBOURS
         try:
-            save_neighbours(self.method.encoder, self.images, self.cfg, self.workers, path)
+            save_neighbours(
+                self.method.encoder, self.images, unreadable, self.cfg, self.workers, path
+            )
         except InputError as error:  # the run has ended well; this is only a picture
             log.warning("no %s: %s", path.name, error)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from torchvision.transforms import functional as TF
 
 from pretrain.features import CentreCrops, embed, encoder_at_rest
 from pretrain.pictures import save_grid
+from pretrain.source.decode import printable
 from pretrain.source.images import ImageSource
 from runtime.distributed import is_main
 from runtime.errors import InputError
@@ -24,16 +27,25 @@ TILE = 112  # pixels
 
 
 def save_neighbours(
-    encoder: ResNet, folder: ImageSource, cfg: CfgNode, workers: int, path: Path
+    encoder: ResNet,
+    folder: ImageSource,
+    unreadable: Collection[str],
+    cfg: CfgNode,
+    workers: int,
+    path: Path,
 ) -> None:
     """Write a picture, and a text file of the same name with the files and cosines shown in it.
 
     One row for each query: the query, then its nearest other images by the pooled features, the
-    most alike first. Queries are a pure function of the seed. All ranks must call this.
+    most alike first. Queries are a pure function of the seed. Images whose names are ``unreadable``
+    are left out. All ranks must call this. InputError where another one cannot be read.
     """
     size = cfg.VIEWS.CROP_SIZE
-    order = generator(cfg.SEED, "neighbours").permutation(folder.at_hand())[:MAX_IMAGES]
-    indices = [int(i) for i in order]
+    order = generator(cfg.SEED, "neighbours").permutation(folder.at_hand())
+    readable = (int(i) for i in order if printable(folder.files[i]) not in unreadable)
+    indices = list(islice(readable, MAX_IMAGES))
+    if len(indices) < 2:
+        raise InputError("there are no two readable images")
     features = embed(encoder_at_rest(encoder), CentreCrops(folder, size, indices), workers=workers)
     if not is_main():
         return

@@ -64,6 +64,10 @@ class FlawedImages:
         if problem:
             raise InputError(problem)
 
+    def unreadable(self) -> frozenset[str]:
+        """Their names so far, as :func:`printable` has them, on all processes."""
+        return from_main(frozenset(self._unreadable.images))
+
     def _account(self, flaws: set[Flaw]) -> str | None:
         try:
             damaged = self._damaged.add(flaw for flaw in flaws if flaw.used)

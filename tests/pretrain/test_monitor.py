@@ -68,6 +68,16 @@ def test_supervised_run_has_what_applies(image_folder: Path, tmp_path: Path) -> 
     assert (tmp_path / "run" / "neighbours.png").exists()
 
 
+def test_neighbours_are_sought_among_the_readable_images(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    (image_folder / "a" / "003.jpg").write_bytes(b"no image")
+    run(image_folder, tmp_path / "run")
+    shown = (tmp_path / "run" / "neighbours.txt").read_text()
+    assert len(shown.splitlines()) == 8 * 7
+    assert "a/003.jpg" not in shown
+
+
 def test_neighbours_are_the_nearest(image_folder: Path, tmp_path: Path) -> None:
     shutil.copy(image_folder / "a" / "003.jpg", image_folder / "b" / "twin.jpg")
     state = run(image_folder, tmp_path / "run")
