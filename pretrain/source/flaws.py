@@ -106,8 +106,9 @@ class _List:
         self.path = path
         self.images: dict[str, str] = {}
         if resume and is_main() and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            self.images = dict(line.split("\t", 1) for line in lines)
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            parts = (line.partition("\t") for line in lines if line)  # a user may have edited it
+            self.images = {name: reason for name, _, reason in parts}
         if is_main() and not resume:
             path.unlink(missing_ok=True)  # of a run that died before its first step
 

@@ -140,6 +140,10 @@ def test_account_stops_beyond_the_limit_and_survives_a_restart(tmp_path: Path) -
     account.note([Flaw("a.jpg", "empty")])  # met again in the next epoch
     account.gather()
     assert (tmp_path / "unreadable.txt").read_text() == "a.jpg\tempty\nb?c.jpg\tcut\n"
+    with open(tmp_path / "unreadable.txt", "ab") as stream:
+        stream.write(b"\nno reason \xff\n")  # as users may leave it
+    assert len(FlawedImages(tmp_path, limit=3, resume=True)._unreadable.images) == 3
+    (tmp_path / "unreadable.txt").write_text("a.jpg\tempty\nb?c.jpg\tcut\n")
     resumed = FlawedImages(tmp_path, limit=2, resume=True)
     resumed.note([Flaw("d.jpg", "cut")])
     with pytest.raises(InputError, match=r"3 images are unreadable.* allows 2: a.jpg \(empty\)"):
