@@ -25,6 +25,7 @@ from pretrain.source.images import ImageSource
 from runtime.config import leaves, short
 from runtime.device import run_device
 from runtime.errors import InputError
+from runtime.urls import is_url
 
 
 class Rule(NamedTuple):
@@ -84,7 +85,7 @@ RULES: dict[str, Rule] = {
     "DATA.PIPELINE": _one_of(*PIPELINES),
     "DATA.SHUFFLE_WINDOW": _at_least(0),
     "DATA.NUM_WORKERS": _at_least(-1),
-    "DATA.SHARD_CACHE": _ANY,
+    "DATA.SHARD_CACHE": Rule("be a folder of this machine", lambda value: not is_url(value)),
     "DATA.SHARD_CACHE_GIB": _above(0),
     "DATA.MAX_UNREADABLE": _within(0, 1),
     "VIEWS.CROP_SIZE": _at_least(1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pretrain.source.image_list import ImageList
@@ -46,6 +47,10 @@ def open_source(
     if "{" in text and not path.exists():
         names = [Path(name).absolute() for name in expand(text)]
         return Shards.scan(names, Path(os.path.commonpath([name.parent for name in names])))
+    if not path.is_file() and re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise InputError(  # not shown: it may hold credentials
+            f"{option} is neither a file nor a URL: write scheme://host/path, without spaces before"
+        )
     if not path.is_file():
         raise InputError(f"{option} {text!r} is not a folder or file: name {KINDS}")
     if path.suffix == ".tar":

@@ -97,9 +97,17 @@ def download(file: RemoteFile, target: Path) -> None:
     """
 
     def attempt(system: Any, path: str) -> None:
-        system.get_file(path, str(target))
+        try:
+            system.get_file(path, str(target))
+            size = target.stat().st_size
+        except FileNotFoundError as error:
+            if error.filename != str(target):
+                raise  # not there on the server
+            where = str(target.parent)
+            raise InputError(
+                f"{where!r} was cleared while {file.name!r} was fetched into it"
+            ) from error
         _check_unchanged(file)
-        size = target.stat().st_size
         if size != file.size:
             raise ConnectionError(f"{size} of {file.size} bytes arrived")
         if file.sha256 and sha256(target) != file.sha256:
@@ -152,7 +160,10 @@ def _file_system(url: str) -> tuple[Any, str]:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=READ)
             options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
             options["encoded"] = url.isascii() and " " not in url  # signatures count as they are
-        system, path = fsspec.core.url_to_fs(url, **options)
+            # url_to_fs would take the :: of an IPv6 address for a chain of file systems
+            system, path = fsspec.filesystem(scheme, **options), url
+        else:
+            system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = PACKAGES.get(scheme)
         what = f"pip install '{package}'" if package else str(error)
@@ -175,8 +186,8 @@ def _worth_trying(error: Exception) -> bool:
     if status is not None:
         return status >= 500 or status in _WORTH_TRYING
     for_good = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-    if getattr(error, "errno", None) in for_good:
-        return False
+    if getattr(error, "errno", None) in for_good or isinstance(error, (ValueError, TypeError)):
+        return False  # the latter: the URL itself is wrong
     about = f"{type(error).__name__} {error}"
     return not any(word in about for word in _FOR_GOOD)
 
@@ -188,7 +199,8 @@ def _cause(error: Exception, url: str) -> str:
     status = getattr(error, "status", None)
     if status is not None:
         return f"HTTP {status} {getattr(error, 'message', '')}".strip()
-    text = " ".join(str(error).split()) or type(error).__name__
+    nothing = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    text = " ".join(str(error).split()) or nothing
     text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"]+", lambda match: shown(match[0]), text)
     for secret in _secrets(url):
         text = text.replace(secret, "***")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from pretrain.source.shard_cache import GIB, ShardCache
 from pretrain.source.shard_index import MEMBERS, ShardIndex
 from pretrain.source.shards import expand
 from pretrain.source.tar_index import FOLDER, VERSION, TarIndex, kept, scan_tar
+from runtime.distributed import is_main
 from runtime.errors import InputError
 from runtime.files import user_cache
 from runtime.progress import Bar
@@ -138,7 +140,9 @@ def index_of(
     for folder, index in beside.items():
         if index is not None and index.members:
             url = next(file.url for file in remote if _folder(file) == folder)
-            made |= {f"{folder}/{name}": part for name, part in _made(url, index, cache).items()}
+            made |= {
+                f"{folder}/{name}": part for name, part in _made(url, index, cache, doubts).items()
+            }
     left = [file for file in remote if file.name not in made]
     if not all(_cached_index(file) for file in left):
         log.warning(
@@ -146,7 +150,7 @@ def index_of(
             *(len(left), sum(file.size for file in left) / GIB),
         )
     # none is removed before it has been looked through
-    parallel = cache.most // (2 * max((file.size for file in left), default=1))
+    parallel = cache.most // max((2 * file.size for file in left if file.size), default=1)
     scanned = _in_parallel(
         lambda file: _index(file, cache, doubts), left, "shards indexed", parallel
     )
@@ -154,17 +158,35 @@ def index_of(
     return [made[file.name] for file in remote]
 
 
-def _made(url: str, index: ShardIndex, cache: ShardCache) -> dict[str, TarIndex]:
+def _made(url: str, index: ShardIndex, cache: ShardCache, doubts: list[str]) -> dict[str, TarIndex]:
     """By the file that make_shards has written beside the shards, one of which is ``url``."""
-    file = replace(look(_sibling(url, MEMBERS)), sha256=index.members)
-    path = cache.fetch(file)
     try:
-        whole = TarIndex.read(path)
+        file = replace(look(_sibling(url, MEMBERS)), sha256=index.members)
+    except MissingError as error:
+        raise InputError(
+            f"{error}: {shard_index.NAME} beside it asks for it, copy it there, too"
+        ) from error
+    content = _verified(file, cache)
+    _tell_of_earlier(file, cache.earlier(file), doubts)
+    try:
+        whole = TarIndex.read(io.BytesIO(content))
         if whole.digests is None:
             raise ValueError("no digests")
         return index.parts(whole)
     except Exception as error:
         raise InputError(f"{file.name!r} is damaged: make the shards anew") from error
+
+
+def _verified(file: RemoteFile, cache: ShardCache) -> bytes:
+    """The content of a small file, with its SHA-256; a copy in the cache may be damaged."""
+    for _ in range(TRIES):
+        path = cache.fetch(file)
+        with contextlib.suppress(FileNotFoundError):  # others needed the room
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == file.sha256:
+                return content
+            path.unlink()
+    raise InputError(f"{file.name!r} does not stay in DATA.SHARD_CACHE: raise SHARD_CACHE_GIB")
 
 
 def _index(file: RemoteFile, cache: ShardCache, doubts: list[str]) -> TarIndex:
@@ -174,10 +196,16 @@ def _index(file: RemoteFile, cache: ShardCache, doubts: list[str]) -> TarIndex:
     with contextlib.suppress(RuntimeError):  # the user has no home
         before = [p for p in user_cache(FOLDER).glob(f"{stem}-*.npz") if p.name != name]
     index = kept(lambda: user_cache(FOLDER) / name, lambda: _scan(file, cache))
+    _tell_of_earlier(file, before, doubts)
+    return index
+
+
+def _tell_of_earlier(file: RemoteFile, before: Sequence[Path], doubts: list[str]) -> None:
+    """``before``: what is kept of other states. The main process, which has the log, removes it."""
     for path in before:
         doubts.append(f"{file.name} has changed on the server since it was read last")
-        path.unlink(missing_ok=True)
-    return index
+        if is_main():
+            path.unlink(missing_ok=True)
 
 
 def _names_of_index(file: RemoteFile) -> tuple[str, str]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from itertools import takewhile
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -48,13 +48,14 @@ class RemoteShards(Shards):
         InputError where they cannot be had or used.
         """
         try:
-            _ = urlsplit(url).port
-        except (
-            ValueError
-        ) as error:  # the URL is not shown: parts of a password may look like a host
+            known = urlsplit(url).hostname is not None and urlsplit(url).port != 0
+        except ValueError:
+            known = False
+        if not known:  # the URL is not shown: parts of a password may look like a host
             raise InputError(
-                f"{option} is no URL: write user and password percent-encoded, / as %2F"
-            ) from error
+                f"{option} is no URL of a server: look at its host and port, and write user and "
+                "password percent-encoded, / as %2F"
+            )
         doubts: list[str] = []
         remote, beside = located(url, option, doubts)
         names, folder = _names(remote)
@@ -148,5 +149,7 @@ def _names(remote: Sequence[RemoteFile]) -> tuple[list[str], str]:
     """Names of the shards below the folder that they have in common, and its URL."""
     scheme = remote[0].name.partition("://")[0]
     paths = [file.name.partition("://")[2] for file in remote]
-    folder = os.path.commonpath([str(PurePosixPath(path).parent) for path in paths])
-    return [path[len(folder) :].lstrip("/") for path in paths], f"{scheme}://{folder}"
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+    folder = "/".join(names[0] for names in shared)  # of // too, which means something on S3
+    return [path[len(folder) :].removeprefix("/") for path in paths], f"{scheme}://{folder}"

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class ShardCache:
     @classmethod
     def of(cls, folder: str, gib: float) -> ShardCache:
         """That of DATA.SHARD_CACHE, "" for the one in the user's cache, and SHARD_CACHE_GIB."""
-        return cls(Path(folder) if folder else None, int(gib * GIB))
+        return cls(Path(folder) if folder else None, int(min(gib * GIB, sys.maxsize)))
 
     @property
     def folder(self) -> Path:
@@ -62,6 +63,12 @@ class ShardCache:
         state = f"{file.size}\0{file.version}\0{file.sha256}"
         name = file.name.rpartition("/")[2][-LONGEST:]
         return self.folder / f"{url}-{hashlib.sha256(state.encode()).hexdigest()[:16]}-{name}"
+
+    def earlier(self, file: RemoteFile) -> list[Path]:
+        """Where other states of it lie."""
+        path = self.path(file)
+        url = path.name.partition("-")[0]
+        return [other for other in self.folder.glob(f"{url}-*") if other != path]
 
     def fetch(self, file: RemoteFile) -> Path:
         """Its place, where it lies when this returns: used now, so that others go before it.

@@ -99,10 +99,13 @@ class ShardIndex:
             values = json.loads(content)
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r}, not {FORMAT}")
+            shards = tuple(Shard.from_dict(shard) for shard in values["shards"])
+            if not shards or len({shard.name for shard in shards}) < len(shards):
+                raise ValueError("no shards, or one twice")
             return cls(
                 dict(values["made_with"]),
                 tuple(str(name) for name in values["classes"]),
-                tuple(Shard.from_dict(shard) for shard in values["shards"]),
+                shards,
                 str(values.get("members", "")),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -93,9 +93,9 @@ class TarIndex:
             np.savez_compressed(stream, names=names, **arrays)
 
     @classmethod
-    def read(cls, path: Path) -> TarIndex:
+    def read(cls, file: Path | IO[bytes]) -> TarIndex:
         """What :meth:`write` has written. Any exception where it is damaged."""
-        with np.load(path, allow_pickle=False) as values:
+        with np.load(file, allow_pickle=False) as values:
             names = tuple(os.fsdecode(values["names"].tobytes()).split("\0"))
             arrays = {name: values[name] for name in values.files if name != "names"}
         if any(len(array) != len(names) for array in arrays.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ class ShardServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.host = f"[{host}]" if ":" in host else host
+        super().__init__((host, 0), _Handler)
         self.folder = folder
         self.asked: list[tuple[str, str]] = []
         self.fault: Callable[[str, str], int | str | None] = lambda method, name: None
@@ -34,7 +37,7 @@ class ShardServer(ThreadingHTTPServer):
 
     def url(self, name: str = "", user: str = "") -> str:
         """That of a file, or of the folder."""
-        return f"http://{user}127.0.0.1:{self.server_port}/{name}"
+        return f"http://{user}{self.host}:{self.server_port}/{name}"
 
     def times(self, method: str, name: str) -> int:
         """How often the file was asked for."""
@@ -91,9 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[ShardServer]:
+def serving(folder: Path, host: str = "127.0.0.1") -> Iterator[ShardServer]:
     """A server of ``folder`` as long as the block runs."""
-    server = ShardServer(folder)
+    server = ShardServer(folder, host)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -14,7 +14,7 @@ from runtime.config import leaves
 from runtime.errors import InputError
 
 FREE = {  # texts, looked up later
-    *("MODEL.ARCH", "MODEL.INIT", "DATA.ROOT", "DATA.SHARD_CACHE", "OUTPUT_DIR"),
+    *("MODEL.ARCH", "MODEL.INIT", "DATA.ROOT", "OUTPUT_DIR"),
     *("MONITOR.KNN_DATA", "MONITOR.RETRIEVAL_DATA"),
 }
 SWITCHES = {"MODEL.MLP", "MODEL.SHUFFLE_BN", "VIEWS.GRAYSCALE_FIRST", "SOLVER.COMPILE"}
@@ -31,6 +31,7 @@ WRONG = {
     "DATA.PIPELINE": ["fastest"],
     "DATA.SHUFFLE_WINDOW": [-1],
     "DATA.NUM_WORKERS": [-2],
+    "DATA.SHARD_CACHE": ["s3://bucket/cache"],
     "DATA.SHARD_CACHE_GIB": [0.0, -1.0, NAN, float("inf")],
     "DATA.MAX_UNREADABLE": [-0.1, 1.5, NAN],
     "VIEWS.CROP_SIZE": [0],

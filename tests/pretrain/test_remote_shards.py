@@ -32,6 +32,7 @@ from pretrain.source.shard_index import ShardIndex, verify
 from pretrain.source.tar_index import TarIndex
 from pretrain.views import ViewRecipe
 from runtime.errors import InputError
+from runtime.files import sha256
 
 pytest.importorskip("aiohttp")
 USER, SECRET = "me:hidden-password@", "?X-Signature=hidden-signature"
@@ -198,8 +199,14 @@ def test_a_start_that_cannot_work_is_one_line(
             open_source(server.url(name, USER) + SECRET, cache=few).read(0)
         assert "hidden" not in str(caught.value)
     for url, message in {
-        "http://me:hidden/word@127.0.0.1/x.tar": "^DATA.ROOT is no URL: write user and pa",
+        "http://me:hidden/word@127.0.0.1/x.tar": "^DATA.ROOT is no URL of a server: look",
         "http://127.0.0.1:1/x.tar?hidden": "read 'http://127.0.0.1:1/x.tar', 5 times: Cannot",
+        "http:///x.tar?hidden": "^DATA.ROOT is no URL of a server",
+        "http://127.0.0.1:99999/x.tar?hidden": "look at its host and port",
+        "FILE:///hidden/x.tar": "^DATA.ROOT is no URL of a server",
+        "https:/me:hidden@127.0.0.1/x.tar": "^DATA.ROOT is neither a file nor a URL",
+        " http://me:hidden@127.0.0.1/x.tar": "without spaces before",
+        "http://a..b/x.tar?hidden": "read 'http://a..b/x.tar': ",  # once
         "nosuch://b/x.tar": "Protocol not known: nosuch",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
@@ -246,6 +253,63 @@ def test_members_belong_to_the_set(shards: Path, server: ShardServer, tmp_path: 
         verify(shards)
     with pytest.raises(InputError, match=r"members.npz', 5 times: .* SHA-256"):
         open_source(server.url(), cache=cache(tmp_path, shards))
+    (shards / "members.npz").unlink()
+    with pytest.raises(InputError, match=r"members.npz' .*: shards.json beside it asks for it"):
+        open_source(server.url(), cache=cache(tmp_path, shards))
+
+
+def test_a_kept_copy_of_the_members_is_verified_and_told_when_it_changes(
+    shards: Path, server: ShardServer, tmp_path: Path
+) -> None:
+    few = cache(tmp_path, shards)
+    source = open_source(server.url(), cache=few)
+    (kept,) = few.folder.glob("*-members.npz")
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # by the disk
+    again = open_source(server.url(), cache=few)
+    assert (again.files, again.doubts) == (source.files, ())
+    assert kept.read_bytes() == content
+    index = TarIndex.read(shards / "members.npz")
+    index.digests[0] ^= 1
+    index.write(shards / "members.npz")
+    values = json.loads((shards / "shards.json").read_text())
+    values["members"] = sha256(shards / "members.npz")
+    (shards / "shards.json").write_text(json.dumps(values))
+    changed = open_source(server.url(), cache=few)
+    assert changed.doubts == (
+        f"{server.url('members.npz')} has changed on the server since it was read last",
+    )
+    assert open_source(server.url(), cache=few).doubts == ()
+
+
+def test_an_index_of_nothing_or_of_a_shard_twice_is_damaged(
+    shards: Path, server: ShardServer, tmp_path: Path
+) -> None:
+    values = json.loads((shards / "shards.json").read_text())
+    for found in ([], [*values["shards"][:-1], values["shards"][0]]):
+        (shards / "shards.json").write_text(json.dumps(values | {"shards": found}))
+        for root in (server.url(), shards):
+            with pytest.raises(InputError, match="no shards, or one twice"):
+                open_source(root, cache=cache(tmp_path, shards))
+    (shards / "shards.json").unlink()
+    (shards / "nothing.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"nothing.tar' \(empty file\)"):
+        open_source(server.url("nothing.tar"), cache=cache(tmp_path, shards))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_names_are_those_of_the_server(host: str, shards: Path, tmp_path: Path) -> None:
+    if ":" in host and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("no IPv6 here")
+    few, files = cache(tmp_path, shards), open_source(shards).files
+    with serving(shards, host) as server:
+        for name in ("", "/", "{,/}shard-{000000..000011}.tar"):  # // is part of a name on S3
+            if name[:1] == "{":
+                files = files + tuple(f"/{file}" for file in files)
+            source = open_source(server.url(name), cache=few)
+            place = server.url("/" if name == "/" else "")[:-1]
+            assert (source.files, source.place) == (files, place)
+            assert source.read(0) == open_source(shards).read(0)
 
 
 def test_what_does_not_fit_the_cache_is_refused(

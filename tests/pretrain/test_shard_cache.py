@@ -8,6 +8,7 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -137,6 +138,21 @@ def test_a_full_disk_is_one_line(
     (tmp_path / "a-file").write_text("x")
     with pytest.raises(InputError, match=r"cannot keep .*0.tar' in DATA.SHARD_CACHE .*a-file"):
         ShardCache(tmp_path / "a-file", SIZE).fetch(shard)
+    assert ShardCache.of("", 1e300).most >= 1 << 62
+
+
+def test_a_cache_cleared_during_a_download_is_named(server: ShardServer, tmp_path: Path) -> None:
+    cache, shard = ShardCache(tmp_path / "cache", 2 * SIZE), files(server)[0]
+
+    def clear(method: str, name: str) -> None:
+        if method == "GET":
+            shutil.rmtree(cache.folder)
+
+    server.fault = clear
+    with pytest.raises(InputError, match=r"cache' was cleared while 'http://.*0.tar' was fetched"):
+        cache.fetch(shard)
+    server.fault = lambda method, name: None
+    assert cache.fetch(shard).read_bytes() == content(server, 0)
 
 
 def test_a_known_checksum_counts(server: ShardServer, tmp_path: Path) -> None:
