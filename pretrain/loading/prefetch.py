@@ -62,9 +62,17 @@ class Prefetch:
         self._process.start()
 
     def follow(self, batches: EpochBatches) -> Iterator[list[tuple[int, int]]]:
-        """The batches, each noted when it is begun."""
+        """The batches, each noted when it is begun. An early end of the process is told once."""
+        alive = True
         for step, places in enumerate(batches, start=batches.start_step):
             self._step.value = step
+            if alive and self._process.exitcode is not None:
+                alive = False
+                log.warning(
+                    "the process that fetches shards ahead has ended with exit code %d: from now "
+                    "on each is fetched when it is needed, and waited for; --resume starts it anew",
+                    self._process.exitcode,
+                )
             yield places
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ GIB = 1 << 30
 DEFAULT_GIB = 64.0  # ImageNet with a short side of 256 pixels is a third of it
 _SHARD = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}-.+")
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{16}-.+\.(\d+)\.[0-9a-f]{8}\.part")
-LONGEST = 100  # characters of a file's own name
+LONGEST = 100  # bytes of a file's own name
 FULL = 0.2  # seconds between two looks whether downloads of others have made room
 
 
@@ -61,7 +61,7 @@ class ShardCache:
         """Where it lies when it is there; another state of the file has another name."""
         url = hashlib.sha256(os.fsencode(file.name)).hexdigest()[:16]
         state = f"{file.size}\0{file.version}\0{file.sha256}"
-        name = file.name.rpartition("/")[2][-LONGEST:]
+        name = os.fsencode(file.name.rpartition("/")[2])[-LONGEST:].decode(errors="ignore")
         return self.folder / f"{url}-{hashlib.sha256(state.encode()).hexdigest()[:16]}-{name}"
 
     def earlier(self, file: RemoteFile) -> list[Path]:

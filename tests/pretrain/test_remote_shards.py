@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -393,6 +396,27 @@ def test_fetched_before_it_is_read(shards: Path, server: ShardServer, tmp_path: 
     made.close()
     first = [use.shard for use in uses(source.shard, 8, 7, batches.window, 0, 6)]
     assert there == {source.shards[shard] for shard in first[: len(there)]}
+
+
+def test_a_killed_prefetch_is_told_and_changes_nothing(
+    shards: Path, server: ShardServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    local = open_source(shards)
+    source = open_source(server.url(), cache=cache(tmp_path, shards))
+    batches = EpochBatches(IMAGES, 8, 12, 7)
+    loader = Loader(ViewDataset(source, ViewRecipe(8), 1, 7, local.labels()), batches, 0)
+    server.latency = 0.05  # not all is there before the kill
+    made = iter(loader)
+    seen = [next(made).indices.clone()]
+    (prefetch,) = multiprocessing.active_children()
+    os.kill(prefetch.pid, signal.SIGKILL)
+    prefetch.join()
+    seen += [batch.indices.clone() for batch in made]
+    wanted = Loader(ViewDataset(local, ViewRecipe(8), 1, 7, local.labels()), batches, 0)
+    assert torch.equal(torch.cat(seen), torch.cat([b.indices.clone() for b in wanted]))
+    assert [r.getMessage()[:70] for r in caplog.records if "fetches shards" in r.message] == [
+        "the process that fetches shards ahead has ended with exit code -9: fro"
+    ]
 
 
 def test_shards_that_others_remove_are_fetched_again_and_told(

@@ -141,6 +141,15 @@ def test_a_full_disk_is_one_line(
     assert ShardCache.of("", 1e300).most >= 1 << 62
 
 
+def test_a_long_name_of_any_script_fits(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, SIZE)
+    shard = RemoteFile(f"http://host/{'あ' * 85}.tar", SIZE, "1")
+    with cache._partial(cache.path(shard).name, SIZE) as path:
+        assert path.exists()
+        assert path.name.endswith(f".{SIZE}.{path.name[-13:-5]}.part")
+    assert cache.path(shard).name.endswith("あああ.tar")
+
+
 def test_a_cache_cleared_during_a_download_is_named(server: ShardServer, tmp_path: Path) -> None:
     cache, shard = ShardCache(tmp_path / "cache", 2 * SIZE), files(server)[0]
 
