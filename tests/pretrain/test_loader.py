@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -103,8 +104,11 @@ def right(batch: Batch, images: list[int]) -> bool:
 
 
 def children() -> set[int]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {int(child) for task in tasks for child in task.read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found.update(map(int, task.read_text().split()))
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +126,11 @@ def nothing_is_left() -> Iterator[None]:
     yield
     after = resources()
     assert after[0] - before[0] == set()
-    assert after[1:] == before[1:]
+    # fewer: connections of earlier tests to their servers close late
+    assert all(now <= then for now, then in zip(after[1:], before[1:], strict=True)), (
+        before,
+        after,
+    )
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
