@@ -22,8 +22,8 @@ def merge(path: str | os.PathLike[str], overrides: Sequence[str], *tables: CfgNo
     """Set the keys of a recipe, then of KEY VALUE overrides, in place.
 
     A key is set in the first of ``tables`` that has it; their keys and types are the ones allowed.
-    Texts that read as Python literals become them, as in Detectron2. InputError names the key that
-    is wrong and the nearest known one.
+    Texts that read as Python literals become them, as in Detectron2; ``~/`` is the home. InputError
+    names the key that is wrong and the nearest known one.
     """
     if len(overrides) % 2:
         raise InputError(
@@ -115,6 +115,10 @@ def _assign(tables: Sequence[CfgNode], key: str, value: Any, where: str) -> None
     if isinstance(old, float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError):
             value = float(value)  # yacs alone refuses 1 where 1.0 is meant
+    if isinstance(value, str) and value.startswith("~/"):
+        value = os.path.expanduser(
+            value
+        )  # the shell does it; in a file, a folder "~" would be made
     if isinstance(old, str) and isinstance(value, str) and value[:1] not in ("'", '"'):
         value = repr(value)  # text stays text: a folder may be called 2024
     try:

@@ -144,8 +144,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
         try:
-            entries.append(json.loads(line))
-        except ValueError as error:
+            entries.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
             raise InputError(f"{str(path)!r} is damaged: remove its folder") from error
     return entries
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.source import raw
 from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_files import OpenFiles
 from pretrain.source.shard_index import checked, common_classes, shards_listed
@@ -24,6 +25,7 @@ from runtime.errors import InputError
 from runtime.urls import shown
 
 MAX_SHARDS = 1_000_000  # that a pattern may name
+LOOKED_AT = 1000  # images with raw pixels, for the fingerprint: at least so many, or all
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,16 @@ class Shards(ImageSource):
         return [f"{value:0{width}d}" for value in self.given]
 
     def fingerprint(self) -> str:
-        """SHA-256 over shards' and members' names, sizes and classes."""
+        """SHA-256 over shards' and members' names, sizes and classes.
+
+        And over what some images of raw pixels were made from, which sizes do not tell apart.
+        """
         digest = hashlib.sha256()
         for name, size, given in zip(self.files, self.sizes, self.given, strict=True):
             digest.update(os.fsencode(name) + f"\0{size}\0{given}\n".encode())
+        pixels = [i for i, name in enumerate(self.files) if name.endswith(raw.SUFFIX)]
+        for index in pixels[:: max(1, len(pixels) // LOOKED_AT)]:
+            digest.update(self.sha256(index))
         return digest.hexdigest()
 
 

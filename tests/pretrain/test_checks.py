@@ -140,6 +140,14 @@ def test_numbers_may_be_written_in_any_way(tmp_path: Path) -> None:
     check_values(cfg)
 
 
+def test_the_home_may_be_written_as_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/she")
+    cfg = load_cfg(str(recipe(tmp_path, "OUTPUT_DIR", "~/run")), ["DATA.ROOT", "~/photos"])
+    assert (cfg.OUTPUT_DIR, cfg.DATA.ROOT) == ("/home/she/run", "/home/she/photos")
+
+
 def test_texts_may_look_like_numbers() -> None:
     cfg = load_cfg(
         ROOT / "configs" / "moco_v1_R50_200ep.yaml", ["DATA.ROOT", "2024", "OUTPUT_DIR", "None"]

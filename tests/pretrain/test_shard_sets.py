@@ -49,17 +49,17 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
     arguments = [tmp_path / "images", tmp_path / "out", "--shard-size", "30", "--short-side", "190"]
     make_shards(*map(str, (tmp_path / "images", tmp_path / "whole")), Options("jpeg", 190, 90, 30))
     command = [sys.executable, "tools/make_shards.py", *map(str, arguments), "--workers", "2"]
-    kills = 0
-    for at_least in (2, 6):
+    kills, journal = 0, tmp_path / "out" / "unfinished.jsonl"
+    for at_least in (2, 6):  # shards
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            if len(list((tmp_path / "out").glob("*.tar"))) >= at_least:
+            if journal.exists() and journal.read_bytes().count(b"\n") > at_least:
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.002)
         kills += process.wait() == -signal.SIGKILL
-        if (tmp_path / "out" / "unfinished.jsonl").exists():
+        if journal.exists():
             with pytest.raises(InputError, match="are not finished"):
                 open_source(tmp_path / "out")
     assert kills
@@ -134,6 +134,14 @@ def test_a_full_disk_and_a_killed_worker_leave_nothing_half_written(
     assert files(out).keys() == {"unfinished.jsonl"}
     make_shards(str(image_folder), str(out), Options(format="raw"))
     assert files(out).keys() == {"shard-000000.tar", "shards.json", "members.npz"}
+
+
+@pytest.mark.parametrize("line", ["5", "{", "[1]"])
+def test_a_damaged_journal_is_named(line: str, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "unfinished.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"unfinished.jsonl' is damaged: remove its folder"):
+        make_shards(str(image_folder), str(tmp_path / "out"), Options())
 
 
 def test_a_failure_of_any_write_is_one_line_and_can_be_finished(

@@ -18,7 +18,7 @@ from test_trainer import run
 
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
-from pretrain.source import tar_index
+from pretrain.source import raw, tar_index
 from pretrain.source.images import ImageFolder
 from pretrain.source.open_source import open_source
 from pretrain.source.shards import expand
@@ -87,6 +87,15 @@ def test_fingerprint_moves_with_the_data_and_not_with_the_place(
         file = here / "moved" / "images" / "a" / "000.jpg"
         file.write_bytes(file.read_bytes() + b"\0")
     assert open_source(moved).fingerprint() != before
+
+
+def test_fingerprint_of_raw_shards_moves_with_the_pixels(tmp_path: Path) -> None:
+    for name, grey in (("a", 0), ("b", 0), ("c", 1)):
+        pixels = [raw.to_bytes(np.full((4, 4, 3), grey + i, np.uint8)) for i in range(3)]
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "0.tar", [(f"{i}.npy", p) for i, p in enumerate(pixels)])
+    a, b, c = (open_source(tmp_path / name).fingerprint() for name in "abc")
+    assert a == b != c
 
 
 def loaded(root: Path, workers: int, world: int, start: int = 0) -> list[list[Batch]]:
