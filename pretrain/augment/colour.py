@@ -1,6 +1,6 @@
 """Colour jitter and grey as Pillow and torchvision make them, on 8-bit images, with numba.
 
-All operations are applied to one line of the view after the other, as float32 in the L1 cache. Two
+All operations are applied to a few lines of the view at a time, as float32 in the L1 cache. Two
 passes over the view where contrast is among them, which needs the mean after the operations before
 it, else one. After each operation values are clipped and cut off as Pillow does.
 """
@@ -16,6 +16,7 @@ Array = np.ndarray
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as in pretrain.views.OPERATIONS
 NO_GREY, GREY_FIRST, GREY_LAST = range(3)
+LINES = 4  # at a time: the beginnings and ends of short loops take as long as the loops
 
 
 @exact
@@ -87,7 +88,7 @@ def _sum(values: Array) -> float:
 
 @exact
 def _apply(row: Array, channels: int, operation: int, factor: float, mean: float) -> None:
-    """One operation on a line of the view: float32 channels x S, and a row to work in."""
+    """One operation on lines of the view: float32 channels x pixels, and a row to work in."""
     if operation in (BRIGHTNESS, CONTRAST):
         for c in range(channels):
             _blend(row[c], mean if operation == CONTRAST else 0.0, factor)
@@ -107,20 +108,25 @@ def _grey(row: Array) -> None:
 
 @exact
 def _load(view: Array, y: int, row: Array, grey: bool) -> None:
-    for c in range(3):
-        plane = view[y, c]
-        for x in range(plane.shape[0]):
-            row[c, x] = np.float32(plane[x])
+    size = view.shape[2]
+    for line in range(row.shape[1] // size):
+        for c in range(3):
+            plane, values = view[y + line, c], row[c, line * size : (line + 1) * size]
+            for x in range(size):
+                values[x] = np.float32(plane[x])
     if grey:
         _grey(row)
 
 
 @exact
 def _store(row: Array, view: Array, y: int, grey: bool) -> None:
-    for c in range(3):
-        plane, values = view[y, c], row[0 if grey else c]
-        for x in range(plane.shape[0]):
-            plane[x] = np.uint8(np.int32(values[x]))
+    size = view.shape[2]
+    for line in range(row.shape[1] // size):
+        for c in range(3):
+            plane = view[y + line, c]
+            values = row[0 if grey else c, line * size : (line + 1) * size]
+            for x in range(size):
+                plane[x] = np.uint8(np.int32(values[x]))
 
 
 @entry(
@@ -135,13 +141,15 @@ def jitter(view: Array, operations: tuple, factors: tuple, grey: int) -> None:
     Operations are those of this file's constants, -1 for none; ``grey`` is one, too.
     """
     size = view.shape[0]
-    row = np.empty((4, size), np.float32)
+    full = np.empty((4, LINES * size), np.float32)
+    rest = np.empty((4, size % LINES * size), np.float32)
     channels = 1 if grey == GREY_FIRST else 3
     first, mean = 0, 0.0
     for i in range(4):
         if operations[i] == CONTRAST:
             total = 0.0
-            for y in range(size):
+            for y in range(0, size, LINES):
+                row = full if y + LINES <= size else rest
                 _load(view, y, row, grey == GREY_FIRST)
                 for k in range(i):
                     _apply(row, channels, operations[k], factors[k], 0.0)
@@ -151,7 +159,8 @@ def jitter(view: Array, operations: tuple, factors: tuple, grey: int) -> None:
                     _luma(row[0], row[1], row[2], row[3])
                 total += _sum(row[3] if channels == 3 else row[0])
             first, mean = i, float(int(total / (size * size) + 0.5))
-    for y in range(size):
+    for y in range(0, size, LINES):
+        row = full if y + LINES <= size else rest
         _load(view, y, row, grey == GREY_FIRST)
         for k in range(first, 4):
             _apply(row, channels, operations[k], factors[k], mean)
