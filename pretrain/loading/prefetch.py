@@ -45,9 +45,9 @@ class Use(NamedTuple):
 
 
 class Prefetch:
-    """Fetches the shards for ``batches``, as far ahead as the cache holds them; ``at`` says when.
+    """Fetches the shards for ``batches``, as far ahead as the cache holds them.
 
-    At most ``ahead`` batches are begun and not finished.
+    At most ``ahead`` batches are begun and not finished; :meth:`follow` notes which is the last.
 
     A shard that cannot be fetched is left to the worker that needs it, whose problem is told.
     """

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from runtime.errors import InputError
+from runtime.errors import FULL_DISK, InputError
 from runtime.files import sha256
 from runtime.urls import shown
 
@@ -185,7 +185,7 @@ def _worth_trying(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if status is not None:
         return status >= 500 or status in _WORTH_TRYING
-    for_good = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    for_good = (*FULL_DISK, errno.EROFS)
     if getattr(error, "errno", None) in for_good or isinstance(error, (ValueError, TypeError)):
         return False  # the latter: the URL itself is wrong
     about = f"{type(error).__name__} {error}"

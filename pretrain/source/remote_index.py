@@ -114,14 +114,7 @@ def _as_listed(file: RemoteFile, index: ShardIndex | None) -> RemoteFile:
     """With the checksum of shards.json. InputError where that says something else."""
     if index is None:
         return file
-    shard = next((shard for shard in index.shards if shard.name == _base(file)), None)
-    if shard is None:
-        raise InputError(f"{file.name!r} is not listed in the {shard_index.NAME} beside it")
-    if file.size != shard.bytes:
-        raise InputError(
-            f"{file.name!r} has {file.size} bytes, {shard.bytes} by the {shard_index.NAME} "
-            "beside it: copy it there anew"
-        )
+    shard = index.listed(_base(file), file.size, file.name, "copy it there anew")
     return replace(file, sha256=shard.sha256)
 
 
@@ -166,10 +159,10 @@ def _made(url: str, index: ShardIndex, cache: ShardCache, doubts: list[str]) -> 
         raise InputError(
             f"{error}: {shard_index.NAME} beside it asks for it, copy it there, too"
         ) from error
-    content = _verified(file, cache)
+    content_of_members = _verified(file, cache)
     _tell_of_earlier(file, cache.earlier(file), doubts)
     try:
-        whole = TarIndex.read(io.BytesIO(content))
+        whole = TarIndex.read(io.BytesIO(content_of_members))
         if whole.digests is None:
             raise ValueError("no digests")
         return index.parts(whole)
@@ -182,9 +175,9 @@ def _verified(file: RemoteFile, cache: ShardCache) -> bytes:
     for _ in range(TRIES):
         path = cache.fetch(file)
         with contextlib.suppress(FileNotFoundError):  # others needed the room
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() == file.sha256:
-                return content
+            found = path.read_bytes()
+            if hashlib.sha256(found).hexdigest() == file.sha256:
+                return found
             path.unlink()
     raise InputError(f"{file.name!r} does not stay in DATA.SHARD_CACHE: raise SHARD_CACHE_GIB")
 

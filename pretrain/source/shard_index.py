@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,21 @@ class ShardIndex:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{where!r} is damaged ({error!r}): make the shards anew") from error
 
+    def listed(self, name: str, size: int, where: str, remedy: str) -> Shard:
+        """What is known of the file ``where``. InputError where nothing, or another size, is."""
+        shard = self._by_name.get(name)
+        if shard is None:
+            raise InputError(f"{where!r} is not listed in the {NAME} beside it")
+        if size != shard.bytes:
+            raise InputError(
+                f"{where!r} has {size} bytes, {shard.bytes} by the {NAME} beside it: {remedy}"
+            )
+        return shard
+
+    @cached_property
+    def _by_name(self) -> dict[str, Shard]:
+        return {shard.name: shard for shard in self.shards}
+
     def parts(self, whole: TarIndex) -> dict[str, TarIndex]:
         """Of the index of all shards that of each. ValueError where it is not of these shards."""
         if len(whole.names) != self.images:
@@ -160,16 +176,8 @@ def checked(shards: Sequence[Path]) -> list[ShardIndex | None]:
         indices.append(index)
         if index is None:
             continue
-        sizes = {shard.name: shard.bytes for shard in index.shards}
         for path in (path for path in shards if path.parent == folder):
-            if path.name not in sizes:
-                raise InputError(f"{str(path)!r} is not listed in the {NAME} beside it")
-            size = path.stat().st_size
-            if size != sizes[path.name]:
-                raise InputError(
-                    f"{str(path)!r} has {size} bytes, {sizes[path.name]} by the {NAME} beside it: "
-                    "copy it or make it anew"
-                )
+            index.listed(path.name, path.stat().st_size, str(path), "copy it or make it anew")
     return indices
 
 
