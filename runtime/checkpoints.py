@@ -113,8 +113,11 @@ def _verify(path: Path, digest: str | None) -> None:
 
 def _up_to_last(folder: Path, sums: Mapping[str, str]) -> dict[str, str]:
     """Without the checkpoints that were written after the last one: by a run cut off in a save, or
-    before it was continued from an earlier one."""
+    before it was continued from an earlier one. Nor with one that is listed alone, not there and
+    not pointed at: the first save of all was cut off."""
     last, names = pointed_at(folder), list(sums)
+    if last is None and len(names) == 1 and not (folder / names[0]).is_file():
+        return {}
     if last is not None and last.name in sums:
         names = names[: names.index(last.name) + 1]
     return {name: sums[name] for name in names}

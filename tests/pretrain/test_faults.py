@@ -31,6 +31,7 @@ from fault_runs import (
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
 CHAIN = 20 if THOROUGH else 2
 SAVE = "checkpoint_step0000016.pth"  # in the save of this one, an older one is deleted
+FIRST = "checkpoint_step0000004.pth"  # before this one there is nothing to go on from
 
 
 @pytest.fixture(scope="module")
@@ -95,44 +96,54 @@ def test_a_chain_of_kills_in_one_run(images: Path, whole: Path, tmp_path: Path) 
     finish_and_compare(job, whole)
 
 
-def save_calls(images: Path, folder: Path) -> list[str]:
-    """The calls of one save in the middle of a run, and what comes after it."""
+@pytest.fixture(scope="module")
+def calls(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """All calls of an unbroken run's main process that write files."""
+    folder = tmp_path_factory.mktemp("recorded")
     record = folder / "calls.txt"
 
     def write_down(_n: int, name: str) -> None:
         with open(record, "a") as stream:
             stream.write(name + "\n")
 
-    job = Job(images, folder / "recorded")
+    job = Job(images, folder / "run")
     job.patches = {0: lambda: disk_faults.before_each_call(write_down)}
     assert job.finish() == [0, 0]
-    calls = record.read_text().splitlines()
-    calls = calls[calls.index(f"open {SAVE}") :]
-    return calls[: calls.index("open checkpoint_0002.pth") + 1]
+    return record.read_text().splitlines()
 
 
-def killed_in_save(number: int) -> disk_faults.Act:
+def calls_of_save(calls: list[str], save: str) -> list[str]:
+    """The calls of one save, up to the next one."""
+    calls = calls[calls.index(f"open {save}") :]
+    later = [i for i, call in enumerate(calls) if call.startswith("open checkpoint_")]
+    return calls[: later[1] + 1]
+
+
+def killed_in_save(save: str, number: int) -> disk_faults.Act:
     """SIGKILL at that call since the save began."""
     began = 0
 
     def act(n: int, name: str) -> None:
         nonlocal began
-        began = began or (n if name == f"open {SAVE}" else 0)
+        began = began or (n if name == f"open {save}" else 0)
         if began and n == began + number:
             disk_faults.kill_this_process()
 
     return act
 
 
-def test_killed_at_every_point_of_a_save(images: Path, whole: Path, tmp_path: Path) -> None:
-    calls = save_calls(images, tmp_path)
-    writes = [i for i, name in enumerate(calls) if name == f"write {SAVE}"]
+@pytest.mark.parametrize("save", [FIRST, SAVE])
+def test_killed_at_every_point_of_a_save(
+    images: Path, whole: Path, tmp_path: Path, calls: list[str], save: str
+) -> None:
+    calls = calls_of_save(calls, save)
+    writes = [i for i, name in enumerate(calls) if name == f"write {save}"]
     points = [i for i, name in enumerate(calls) if not name.startswith("write")]
     points.append(writes[len(writes) // 2])  # half of the file is there
-    assert len(points) > 18
-    for point in sorted(points) if THOROUGH else [calls.index(f"replace {SAVE}")]:
+    assert len(points) > (18 if save == SAVE else 12)
+    for point in sorted(points) if THOROUGH else [calls.index(f"replace {save}")]:
         job = Job(images, tmp_path / f"run{point}")
-        job.patches = {0: lambda n=point: disk_faults.before_each_call(killed_in_save(n))}
+        job.patches = {0: lambda n=point: disk_faults.before_each_call(killed_in_save(save, n))}
         assert job.finish()[0] == -signal.SIGKILL
         print(f"killed before: {calls[point]}", flush=True)
         job.patches = {}

@@ -9,6 +9,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,40 @@ def test_killed_at_any_call_of_a_save(tmp_path: Path) -> None:
         assert sorted(p.name for p in path.parent.glob("*.pth")) == ["2.pth", "3.pth"]
     assert seen == sorted(seen)
     assert set(seen) == {2, 3}
+
+
+def killed_save(path: Path, n: int) -> None:
+    def work() -> None:
+        with before_each_call(killed_at(n)):
+            write(path, state(1))
+
+    assert in_child(work) == -9
+
+
+def failed_save(path: Path, n: int) -> None:
+    with before_each_call(failing_at(n, errno.ENOSPC)), pytest.raises(InputError):
+        write(path, state(1))
+
+
+@pytest.mark.parametrize("cut_off", [killed_save, failed_save])
+def test_the_first_save_of_all_cut_off_anywhere(
+    tmp_path: Path, cut_off: Callable[[Path, int], None]
+) -> None:
+    """Before its file is there a run starts at the beginning; its next save may have any name."""
+    seen: list[int | None] = []
+    for n in range(1, len(calls_of(lambda: write(tmp_path / "1.pth", state(1)))) + 1):
+        path = tmp_path / str(n) / "1.pth"
+        path.parent.mkdir()
+        cut_off(path, n)
+        seen.append(taken(path.parent) if newest(path.parent, read_checkpoint) else None)
+        remove_leftovers(path.parent)
+        write(path.with_name("3.pth"), state(3), lambda names: names[:-1])
+        assert taken(path.parent) == 3
+        assert [p.name for p in path.parent.glob("*.pth")] == ["3.pth"]
+        assert (path.parent / checkpoints.SUMS).read_text().endswith("  3.pth\n")
+        assert (path.parent / checkpoints.SUMS).read_text().count("\n") == 1
+    assert seen == sorted(seen, key=bool)
+    assert set(seen) == {None, 1}
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
