@@ -10,7 +10,6 @@ import contextlib
 import heapq
 import logging
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,7 +23,7 @@ from pretrain.loading.order import Window, permutation, window_of
 from pretrain.source.images import ImageSource
 from pretrain.source.remote_index import PARALLEL
 from pretrain.source.remote_shards import RemoteShards
-from pretrain.source.shard_cache import GIB
+from pretrain.source.shard_cache import GIB, used_now
 from runtime.device import use_one_thread
 from runtime.errors import InputError
 from runtime.stopping import leave_to_main
@@ -184,7 +183,7 @@ class _Fetching:
         if self._source.total_bytes() > self._source.cache.most:
             for shard in self._last:
                 with contextlib.suppress(OSError):  # not there yet
-                    os.utime(self._source.shards[shard])
+                    used_now(self._source.shards[shard])
 
     def wait(self) -> None:
         """Until one is there, or for a moment."""

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
 from fault_runs import IMAGES, Job, differences, kill, metrics
+from served_shards import cache, largest
 from shard_server import ShardServer, serving
 from sources_synthetic import write_tar
 from test_faults import wait_for_step
 
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
-from pretrain.loading.order import Window, permutation, window_of
-from pretrain.loading.prefetch import _Fetching, at_once, check_cache, uses
-from pretrain.sharding.content import Options
-from pretrain.sharding.make_shards import make_shards
-from pretrain.source import remote
+from pretrain.loading.order import window_of
+from pretrain.loading.prefetch import check_cache
 from pretrain.source.open_source import open_source
 from pretrain.source.remote_shards import RemoteShards
 from pretrain.source.shard_cache import ShardCache
@@ -38,47 +29,9 @@ from runtime.errors import InputError
 from runtime.files import sha256
 
 pytest.importorskip("aiohttp")
+pytest_plugins = ("served_shards",)  # its fixtures
 USER, SECRET = "me:hidden-password@", "?X-Signature=hidden-signature"
 BOTH = pytest.mark.parametrize("made", ["jpeg", "raw"], indirect=True)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
-
-
-@pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of shards by make_shards."""
-    kind = getattr(request, "param", "jpeg")
-    folder = tmp_path_factory.mktemp(kind)
-    write_images(folder / "images" / "a", IMAGES // 2, seed=1)
-    write_images(folder / "images" / "b", IMAGES // 2, seed=2)
-    options = Options(kind, shard_size=4)
-    make_shards(str(folder / "images"), str(folder / "set"), options, workers=1)
-    return folder / "set"
-
-
-@pytest.fixture
-def shards(made: Path, tmp_path: Path) -> Path:
-    """A copy of the set that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "set"))
-
-
-@pytest.fixture
-def server(shards: Path) -> Iterator[ShardServer]:
-    with serving(shards) as running:
-        yield running
-
-
-def cache(tmp_path: Path, shards: Path, room: float = 1000) -> ShardCache:
-    """One that holds ``room`` of the set's shards."""
-    return ShardCache(tmp_path / "cache", int(room * largest(shards)))
-
-
-def largest(shards: Path) -> int:
-    return max(path.stat().st_size for path in shards.iterdir())
 
 
 def loaded(source: object, workers: int, window: int, start: int = 0) -> list[Batch]:
@@ -315,43 +268,6 @@ def test_names_are_those_of_the_server(host: str, shards: Path, tmp_path: Path) 
             assert source.read(0) == open_source(shards).read(0)
 
 
-def test_what_does_not_fit_the_cache_is_refused(
-    shards: Path, server: ShardServer, tmp_path: Path
-) -> None:
-    source = open_source(server.url(), cache=cache(tmp_path, shards, 6))
-    with pytest.raises(
-        InputError, match=r"0, a full shuffle, .* or shuffle in a window, e.g. DATA"
-    ):
-        check_cache(source, 0, 8)
-    with pytest.raises(InputError, match=r"DATA.SHUFFLE_WINDOW 40 reads from 12 shards at a time"):
-        check_cache(source, 40, 8)
-    with pytest.raises(InputError, match=r"SOURCE reads all 12 shards .* fewer shards"):
-        source.check_any_order("SOURCE", "name fewer shards")
-    assert source.at_hand() < IMAGES
-    check_cache(open_source(server.url(), cache=cache(tmp_path, shards)), 0, 8)
-
-
-@pytest.mark.parametrize("window", [0, 1, 7, 30])
-def test_the_plan_is_what_an_epoch_reads(window: int) -> None:
-    sizes = np.random.default_rng(window).integers(1, 9, 11)
-    shard = np.repeat(np.arange(11), sizes)
-    count, batch = len(shard), 4
-    steps = count // batch
-    mixed = Window(window, sizes.tolist()) if window else None
-    start, stop = 2, 2 * steps + 3
-    read: dict[tuple[int, int], list[int]] = {}
-    for step in range(start, stop):
-        epoch, place = divmod(step, steps)
-        order = permutation(count, 5, epoch, mixed)[place * batch : place * batch + batch]
-        for one in shard[order]:
-            read.setdefault((epoch, int(one)), []).append(step)
-    plan = list(uses(shard, batch, 5, mixed, start, stop))
-    assert sorted(plan) == sorted((found[0], found[-1], one) for (_, one), found in read.items())
-    assert [use.first for use in plan] == sorted(use.first for use in plan)
-    most = max(len({u.shard for u in plan if u.first <= s <= u.last}) for s in range(start, stop))
-    assert most <= at_once(sizes.tolist(), (window or count) + 2 * batch)
-
-
 def test_a_run_killed_and_resumed_and_no_credential_anywhere(
     shards: Path, server: ShardServer, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -369,7 +285,7 @@ def test_a_run_killed_and_resumed_and_no_credential_anywhere(
     wait_for_step(processes, job.output, 6)
     kill(processes)
     for path in (tmp_path / "cache").glob("*-shard-*"):  # another machine goes on
-        path.unlink()
+        path.unlink(missing_ok=True)  # a process that fetches ahead lives on for a second
     assert job.finish() == [0], job.log(0)
     assert differences(job.output, whole.output) == []
     assert len(metrics(job.output)) == 12
@@ -378,72 +294,6 @@ def test_a_run_killed_and_resumed_and_no_credential_anywhere(
     assert "hidden" not in "".join(capfd.readouterr())
     assert f"12 shards, {server.url()[:-1]}" not in job.log(0)
     assert f"{server.url()[:-1]}: 12 shards" in job.log(0)
-
-
-def test_fetched_before_it_is_read(shards: Path, server: ShardServer, tmp_path: Path) -> None:
-    """With the trainer at a standstill, as many shards come as the cache may hold."""
-    source = open_source(server.url(), cache=cache(tmp_path, shards, 9))
-    dataset = ViewDataset(source, ViewRecipe(8), 1, 7, None)
-    batches = EpochBatches(IMAGES, 8, 6, 7, window=window_of(source, 1))
-    made = iter(Loader(dataset, batches, 1))
-    next(made)
-    deadline = time.monotonic() + 20
-    while sum(path.exists() for path in source.shards) < 8 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    there = {path for path in source.shards if path.exists()}
-    assert len(there) in (8, 9)  # 9 only if small ones are among them
-    made.close()
-    first = [use.shard for use in uses(source.shard, 8, 7, batches.window, 0, 6)]
-    assert there == {source.shards[shard] for shard in first[: len(there)]}
-
-
-def test_a_killed_prefetch_is_told_and_changes_nothing(
-    shards: Path, server: ShardServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    local = open_source(shards)
-    source = open_source(server.url(), cache=cache(tmp_path, shards))
-    batches = EpochBatches(IMAGES, 8, 12, 7)
-    loader = Loader(ViewDataset(source, ViewRecipe(8), 1, 7, local.labels()), batches, 0)
-    server.latency = 0.05  # not all is there before the kill
-    made = iter(loader)
-    seen = [next(made).indices.clone()]
-    (prefetch,) = multiprocessing.active_children()
-    os.kill(prefetch.pid, signal.SIGKILL)
-    prefetch.join()
-    seen += [batch.indices.clone() for batch in made]
-    wanted = Loader(ViewDataset(local, ViewRecipe(8), 1, 7, local.labels()), batches, 0)
-    assert torch.equal(torch.cat(seen), torch.cat([b.indices.clone() for b in wanted]))
-    assert [r.getMessage()[:70] for r in caplog.records if "fetches shards" in r.message] == [
-        "the process that fetches shards ahead has ended with exit code -9: fro"
-    ]
-
-
-def test_shards_that_others_remove_are_fetched_again_and_told(
-    shards: Path,
-    server: ShardServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Never in silence, and always to the same bytes."""
-    local = open_source(shards)
-    source = open_source(server.url(), cache=cache(tmp_path, shards))
-    fetching = _Fetching(source)
-    for use in uses(source.shard, 8, 7, None, 0, 6):
-        while not fetching.begun(use, 0):
-            fetching.wait()
-    while not all(path.exists() for path in source.shards):
-        fetching.wait()
-    assert [source.read(i) for i in range(IMAGES)] == [local.read(i) for i in range(IMAGES)]
-    one = ShardCache(source.cache.folder, largest(shards))  # of another run, with less room
-    source.shards[4].unlink()
-    one.fetch(source.remote[4])
-    monkeypatch.setattr(fetching, "_look", 0)
-    with caplog.at_level("WARNING", "moco"):
-        fetching.wait()
-    assert "11 shards are no longer in DATA.SHARD_CACHE" in caplog.text
-    assert [source.read(i) for i in range(IMAGES)] == [local.read(i) for i in range(IMAGES)]
 
 
 def test_a_forged_index_reads_nothing_outside_its_shard(shards: Path) -> None:

@@ -102,7 +102,7 @@ def test_one_of_several_processes_downloads(server: ShardServer, tmp_path: Path)
 
 def test_a_killed_download_leaves_nothing_that_counts(server: ShardServer, tmp_path: Path) -> None:
     cache, shards = ShardCache(tmp_path / "cache", 2 * SIZE), files(server)
-    server.rate = SIZE  # a second
+    server.rate = SIZE / 10  # ten seconds
     process = FORK.Process(target=cache.fetch, args=(shards[0],))
     process.start()
     deadline = time.monotonic() + 20
@@ -179,7 +179,7 @@ def test_a_forked_process_leaves_the_connections_alone(
     server: ShardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They share an epoll object: what one removes from it, the other waits for in vain."""
-    monkeypatch.setattr(remote, "READ", 2)
+    monkeypatch.setattr(remote, "READ", 20)
     monkeypatch.setattr(remote, "ATTEMPTS", 1)
 
     def ask() -> None:
