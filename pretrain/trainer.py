@@ -29,6 +29,7 @@ from pretrain.methods import Method, SupervisedMethod
 from pretrain.monitor import Monitor
 from pretrain.pictures import save_views
 from pretrain.precision import set_computation
+from pretrain.report import Report
 from pretrain.saving import FINAL, Saver
 from pretrain.source.flaws import FlawedImages, allowed
 from pretrain.source.images import ImageSource
@@ -44,14 +45,13 @@ from runtime.distributed import (
     data_parallel,
     from_main,
     is_main,
-    mean_over_ranks,
     rank,
     world_size,
 )
 from runtime.errors import InputError
 from runtime.files import write_text
 from runtime.memory import keep_freed_memory
-from runtime.metrics import MetricsWriter, Progress, eta, rewind_metrics, set_up_logging
+from runtime.metrics import MetricsWriter, rewind_metrics, set_up_logging
 from runtime.step_watch import StepWatch
 from runtime.stopping import stoppable, stopped
 
@@ -193,17 +193,15 @@ class _Run:
         )
         batches = EpochBatches(
             len(self.folder.files),
-            self.cfg.SOLVER.BATCH_SIZE,
+            cfg.SOLVER.BATCH_SIZE,
             self.total_steps,
-            self.cfg.SEED,
+            cfg.SEED,
             self.start,
             rank(),
             world_size(),
             window_of(self.folder, cfg.DATA.SHUFFLE_WINDOW),
         )
-        workers, gpu = loader_workers(cfg.DATA.NUM_WORKERS), self.device.type == "cuda"
-        self.waiting = WaitingNoted(self.folder, cfg.DATA.PIPELINE, gpu, workers, core_share())
-        return Loader(dataset, batches, workers, self.device), dataset
+        return Loader(dataset, batches, loader_workers(cfg.DATA.NUM_WORKERS), self.device), dataset
 
     def _write_beginning(self, dataset: ViewDataset) -> None:
         cfg = self.cfg
@@ -232,26 +230,25 @@ class _Run:
         take_step = Step(
             self.method, model, self.optimizer, self.device, self.cfg.SOLVER.ACCUMULATE
         )
-        progress = Progress(self.start, self.total_steps)
+        report = self._report(writer)
         with stoppable() as stop, self._saver() as saver, closing(iter(loader)) as batches:
             watch = StepWatch(stop)
             for step in range(self.start, self.total_steps):
                 lr = self._set_lr(step)
                 before = time.perf_counter()
                 batch = next(batches)
-                progress.waited(time.perf_counter() - before)
+                report.waited(time.perf_counter() - before)
                 self.flawed.note(batch.flaws)
                 done = step + 1
-                save = saver.due(done)
-                report = done % self.cfg.LOG_PERIOD == 0 or done == self.total_steps
-                self.monitor.signals.listen(report)
-                loss, accuracy = take_step(batch)
-                signal = watch.after(done, loss, wait=save or report)
-                if save or report or signal:
+                save, tell = saver.due(done), report.due(done)
+                self.monitor.signals.listen(tell)
+                result = take_step(batch)
+                signal = watch.after(done, result.loss, wait=save or tell)
+                if save or tell or signal:
                     self.flawed.gather()
-                if report:
-                    self._log(writer, progress, done, loss, accuracy, lr)
-                self._measure(writer, done)
+                if tell:
+                    report.steps(done, result, lr)
+                report.epoch(done)  # before the checkpoint: what a kill takes away is made again
                 if save or signal:
                     saver.save(done, writer)
                 if signal and done < self.total_steps:
@@ -259,6 +256,13 @@ class _Run:
                     raise stopped(signal, done, "step")
                 saver.check()
             saver.finish()
+
+    def _report(self, writer: MetricsWriter | None) -> Report:
+        cfg, gpu = self.cfg, self.device.type == "cuda"
+        workers = loader_workers(cfg.DATA.NUM_WORKERS)
+        waiting = WaitingNoted(self.folder, cfg.DATA.PIPELINE, gpu, workers, core_share())
+        length = (self.total_steps, self.steps_per_epoch)
+        return Report(cfg, self.monitor, waiting, writer, self.start, *length)
 
     def _saver(self) -> Saver:
         cfg, model = self.cfg, self.method.model
@@ -278,40 +282,3 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
-
-    def _log(
-        self,
-        writer: MetricsWriter | None,
-        progress: Progress,
-        done: int,
-        loss: torch.Tensor,
-        accuracy: torch.Tensor,
-        lr: float,
-    ) -> None:
-        loss_value, top1 = float(mean_over_ranks(loss)), float(mean_over_ranks(accuracy))
-        signals = {"loss": loss_value, "acc1": top1} | self.monitor.signals.figures()
-        if writer is None:
-            return
-        figures = progress.report(done)
-        epoch = (done - 1) // self.steps_per_epoch
-        left = eta(figures.pop("eta_seconds"))
-        values = signals | {"lr": lr, "epoch": epoch}
-        writer.write(done - 1, values | figures)
-        log.info(
-            "step %d/%d  epoch %d  loss %.3f (chance %.2f)  acc1 %.1f %%  lr %.4f  %.2f s/step  "
-            "data wait %.0f %%  eta %s: %s",
-            *(done, self.total_steps, epoch, loss_value, self.method.chance_loss, top1, lr),
-            *(figures["time"], figures["data_wait"] * 100, left),
-            self.monitor.signals.judge(done, signals),
-        )
-        self.waiting.report(figures["data_wait"])
-
-    def _measure(self, writer: MetricsWriter | None, done: int) -> None:
-        """At the end of an epoch. Before the checkpoint: what a kill takes away is made again."""
-        epoch, rest = divmod(done, self.steps_per_epoch)
-        final = done == self.total_steps
-        if not final and (rest or epoch % self.cfg.MONITOR.PERIOD):
-            return
-        figures = self.monitor.measure(f"step {done}")
-        if writer is not None and figures:
-            writer.write(done - 1, figures)

@@ -286,27 +286,23 @@ class _Run:
         barrier()
 
     def _write_results(self, seconds: float) -> None:
-        found = self.found
-        folders = {
-            "train": {"images": len(self.train.files), "sha256": self.identity["train"]},
-            "test": {"images": len(self.test.files), "sha256": self.identity["test"]},
-            "classes": len(self.train.classes()),
-        }
+        """``seconds`` of this part of the run, if it was resumed."""
+        found, path = self.found, self.output / RESULTS
         results = {
             "mode": self.cfg.MODE,
             **found.to_dict(),
             "weights": self.cfg.WEIGHTS,
             **self.network.to_dict(),
             "backbone_unchanged": True if self.frozen else None,
-            **folders,
+            "train": {"images": len(self.train.files), "sha256": self.identity["train"]},
+            "test": {"images": len(self.test.files), "sha256": self.identity["test"]},
+            "classes": len(self.train.classes()),
             "test_images_seen": self.seen,
             "processes": world_size(),
-            "seconds": round(seconds, 1),  # of this part of the run, if it was resumed
+            "seconds": round(seconds, 1),
             "versions": versions(),
             "recipe": self.cfg,
         }
-        write_text(self.output / RESULTS, json.dumps(results, indent=2) + "\n")
-        log.info(
-            "top-1 %.2f %%, best %.2f %% at epoch %d: %s",
-            *(found.top1, found.best_top1, found.best_epoch, self.output / RESULTS),
-        )
+        write_text(path, json.dumps(results, indent=2) + "\n")
+        best = (found.best_top1, found.best_epoch)
+        log.info("top-1 %.2f %%, best %.2f %% at epoch %d: %s", found.top1, *best, path)
