@@ -1,4 +1,4 @@
-"""Shared by all tests: the checkout on the path, one thread, small images."""
+"""Shared by all tests: the checkout on the path, one thread, no deadlines, small images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tes
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 torch.set_num_threads(1)
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 def write_images(folder: Path, count: int, size: int = 24, seed: int = 0) -> None:

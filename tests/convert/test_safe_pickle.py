@@ -106,7 +106,7 @@ def test_crafted_pickles_are_refused(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_mutants_never_raise_anything_else(data: st.DataObject) -> None:
     content = bytearray(pickle.dumps(VALUES, 4))

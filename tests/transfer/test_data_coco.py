@@ -199,7 +199,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_json_is_read_or_refused_never_a_crash(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("coco")

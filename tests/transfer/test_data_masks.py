@@ -13,7 +13,7 @@ from transfer.data.dataset import Findings
 from transfer.data.masks import read_polygons, read_rle
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_every_real_run_length_mask_is_accepted_unchanged(height, width, seed):
     rng = np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def damaged_masks(draw):
     return {"size": [5, 6], "counts": counts}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(damaged_masks())
 def test_run_length_masks_that_pass_do_not_harm_the_library(rle):
     try:
@@ -129,7 +129,7 @@ def test_run_length_masks_that_pass_do_not_harm_the_library(rle):
     assert len(mask_util.toBbox(valid)) == 4
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(st.floats() | st.integers() | st.text(max_size=1), max_size=9)))
 def test_polygons_that_pass_can_be_rasterised(polygons):
     try:

@@ -164,7 +164,7 @@ def test_training_uses_all_sets_without_empty_images(tmp_path):
         training_records(make_cfg("DATASETS.TRAIN", (f"voc:{empty}:train",)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_xml_is_read_or_refused_never_a_crash(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("voc")
