@@ -144,6 +144,7 @@ class _Run:
             log.info("the run in %s has already finished: nothing is left to do", self.output)
             return self.output / RESULTS
         started = time.perf_counter()
+        loader = self._loader()
         if is_main():
             write_text(self.output / "config.yaml", dump(self.cfg))
             rewind_metrics(self.output, self.start)
@@ -156,7 +157,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stoppable())
             writer = stack.enter_context(MetricsWriter(self.output)) if is_main() else None
-            self._loop(writer, frozen_test, stop)
+            self._loop(loader, writer, frozen_test, stop)
         if self.frozen:
             check_unchanged(self.model, self.before)
         if is_main():
@@ -192,17 +193,22 @@ class _Run:
         )
         log.info("kNN (k = %d): %.2f %%", knn.K, self.found.knn)
 
-    def _loop(
-        self, writer: MetricsWriter | None, frozen_test: torch.Tensor | None, stop: StopRequest
-    ) -> None:
-        cfg = self.cfg
-        model = data_parallel(self.model)
-        labels, pipeline = self.train.labels(), cfg.DATA.PIPELINE
-        dataset = ViewDataset(self.train, view_recipe(cfg), 1, cfg.SEED, labels, pipeline)
+    def _loader(self) -> Loader:
+        cfg, labels = self.cfg, self.train.labels()
+        dataset = ViewDataset(self.train, view_recipe(cfg), 1, cfg.SEED, labels, cfg.DATA.PIPELINE)
         count, batch_size = len(self.train.files), cfg.SOLVER.BATCH_SIZE
         where = (self.start, rank(), world_size())
         batches = EpochBatches(count, batch_size, self.total_steps, cfg.SEED, *where)
-        loader = Loader(dataset, batches, self.workers, self.device)
+        return Loader(dataset, batches, self.workers, self.device)
+
+    def _loop(
+        self,
+        loader: Loader,
+        writer: MetricsWriter | None,
+        frozen_test: torch.Tensor | None,
+        stop: StopRequest,
+    ) -> None:
+        cfg, model = self.cfg, data_parallel(self.model)
         progress = Progress(self.start, self.total_steps)
         with contextlib.closing(iter(loader)) as made:
             for step in range(self.start, self.total_steps):

@@ -36,9 +36,10 @@ class Loader:
     """Iterates over this rank's batches of a run.
 
     What it gives is a function of ``dataset`` and ``batches`` alone. Raises InputError where images
-    cannot be read, and RuntimeError where a worker died or failed, in the place of that batch; an
-    InputError in place of the first, on all ranks, where memory for the batches is short. They lie
-    in the memory of a :class:`Ring`; who keeps more than two of them gets copies.
+    cannot be read, and RuntimeError where a worker died or failed, in the place of that batch. They
+    lie in the memory of a :class:`Ring`; who keeps more than two of them gets copies.
+
+    To be made on all ranks together: InputError on all where memory for the batches is short.
     """
 
     def __init__(
@@ -51,26 +52,26 @@ class Loader:
     ) -> None:
         self.dataset, self.batches, self.num_workers = dataset, batches, num_workers
         self.device, self.start_method = device or torch.device("cpu"), start_method
+        self._cuts = _cuts(batches.share)
+        self._ahead = _ahead(len(self._cuts), num_workers)
+        recipe, views = dataset.recipe, dataset.view_count
+        self._size = BatchSize(batches.share, views, recipe.crop_size, dataset.row_width)
+        check_memory(self._ahead + LENT, self._size, num_workers, AHEAD + LENT)
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        cuts = _cuts(self.batches.share)
-        ahead = _ahead(len(cuts), self.num_workers)
-        data, images = self.dataset, self.batches.share
-        size = BatchSize(images, data.view_count, data.recipe.crop_size, data.row_width)
-        check_memory(ahead + LENT, size, self.num_workers, AHEAD + LENT)
-        ring = Ring(ahead + LENT, size)
+        ring, source, ahead = Ring(self._ahead + LENT, self._size), self.dataset.source, self._ahead
         log.info(
             "views are made by %s, %d batches of %.3g MB in memory",
             f"{self.num_workers} process(es)" if self.num_workers else "the trainer itself",
-            *(ring.count, size.bytes() / 1e6),
+            *(ring.count, self._size.bytes() / 1e6),
         )
         with contextlib.ExitStack() as stack:
             order = iter(self.batches)
-            if isinstance(data.source, RemoteShards):
-                prefetch = Prefetch(data.source, self.batches, ahead, self.start_method)
+            if isinstance(source, RemoteShards):
+                prefetch = Prefetch(source, self.batches, ahead, self.start_method)
                 order = stack.enter_context(contextlib.closing(prefetch)).follow(self.batches)
             makers = stack.enter_context(contextlib.closing(self._makers(ring)))
-            made = _made(order, ring, makers, cuts, ahead)
+            made = _made(order, ring, makers, self._cuts, ahead)
             if self.device.type == "cuda":
                 stack.enter_context(page_locked(ring.memory()))
                 to_gpu = stack.enter_context(contextlib.closing(ToGPU(self.device)))

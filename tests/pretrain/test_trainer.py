@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 
 from pretrain.config import load_cfg
+from pretrain.loading import memory_check
 from pretrain.trainer import pretrain
 from runtime.errors import InputError
 
@@ -58,6 +59,15 @@ def test_run_folder_and_checkpoint_layout(image_folder: Path, tmp_path: Path) ->
     assert [row["iteration"] for row in rows] == list(range(9))
     assert rows[0]["lr"] == 0.03
     assert rows[3]["lr"] == pytest.approx(0.0225)
+
+
+def test_too_little_memory_is_told_before_a_run_begins(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_check, "free_memory", lambda: 1000)
+    with pytest.raises(InputError, match="of memory are needed and 1e-06 GB are free"):
+        run(image_folder, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "log.txt"}
 
 
 def test_resumed_run_equals_the_unbroken_one(image_folder: Path, tmp_path: Path) -> None:
