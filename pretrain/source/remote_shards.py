@@ -47,14 +47,10 @@ class RemoteShards(Shards):
         Their indices are those of make_shards, or of an earlier start; else all are fetched.
         InputError where they cannot be had or used.
         """
-        try:
-            known = urlsplit(url).hostname is not None and urlsplit(url).port != 0
-        except ValueError:
-            known = False
-        if not known:  # the URL is not shown: parts of a password may look like a host
+        if not _names_a_server(url):  # the URL is not shown: parts of a password may look like it
             raise InputError(
                 f"{option} is no URL of a server: look at its host and port, and write user and "
-                "password percent-encoded, / as %2F"
+                "password percent-encoded, / as %2F, and an @ behind the host as %40"
             )
         doubts: list[str] = []
         remote, beside = located(url, option, doubts)
@@ -143,6 +139,16 @@ class RemoteShards(Shards):
         )
         for doubt in self.doubts:
             log.warning("%s", doubt)
+
+
+def _names_a_server(url: str) -> bool:
+    """Not so ``http://me:12/34@host/``, whose host would be "me": the password is cut at its /."""
+    try:
+        parts = urlsplit(url)
+        cut = parts.port is not None and "@" in parts.path and "@" not in parts.netloc
+        return parts.hostname is not None and parts.port != 0 and not cut
+    except ValueError:
+        return False
 
 
 def _names(remote: Sequence[RemoteFile]) -> tuple[list[str], str]:

@@ -156,6 +156,7 @@ def test_a_start_that_cannot_work_is_one_line(
         assert "hidden" not in str(caught.value)
     for url, message in {
         "http://me:hidden/word@127.0.0.1/x.tar": "^DATA.ROOT is no URL of a server: look",
+        "http://me:12/hidden@127.0.0.1/x.tar": "^DATA.ROOT is no URL of a server: .* as %2F, and",
         "http://127.0.0.1:1/x.tar?hidden": "read 'http://127.0.0.1:1/x.tar', 5 times: Cannot",
         "http:///x.tar?hidden": "^DATA.ROOT is no URL of a server",
         "http://127.0.0.1:99999/x.tar?hidden": "look at its host and port",
