@@ -14,10 +14,11 @@ from PIL import Image
 
 from benchmarks.contestant import Contestant
 from benchmarks.timing import interleave, row
+from runtime.data_workers import start_worker
 from transfer.data.catalog import get_dataset, training_records
 from transfer.data.dataset import Record
 from transfer.data.images import read_image
-from transfer.data.loader import build_train_loader, start_worker
+from transfer.data.loader import build_train_loader
 from transfer.engines.select import select_engine
 from transfer.recipe.load import load_cfg
 

@@ -15,9 +15,9 @@ from torchvision.transforms import functional as TF
 from pretrain.bn_groups import share_running_statistics_
 from pretrain.loading.batches import normalise
 from pretrain.source.images import ImageSource
+from runtime.data_workers import start_worker
 from runtime.distributed import all_gather, all_gather_objects, rank, world_size
 from runtime.errors import InputError
-from runtime.stopping import leave_to_main
 
 BATCH = 64  # images a process handles at once; decides speed only
 
@@ -79,7 +79,7 @@ def encode(
         collate_fn=_stack,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # keeps torch's global generator untouched
-        worker_init_fn=leave_to_main,
+        worker_init_fn=start_worker,
     )
     left = count
     for batch in loader:

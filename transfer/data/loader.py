@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from runtime.data_workers import start_worker
 from runtime.errors import InputError
-from runtime.memory import keep_freed_memory
-from runtime.stopping import leave_to_main
 from transfer.data.dataset import Dataset, Record
 from transfer.data.mapper import Mapper, Sample, sample_rng
 from transfer.data.order import (
@@ -107,12 +106,6 @@ class Batches:
                 if isinstance(sample, InputError):
                     raise sample
             yield batch
-
-
-def start_worker(number: int) -> None:
-    """What each worker process does first."""
-    leave_to_main(number)
-    keep_freed_memory()
 
 
 def _as_it_is(batch: list[Any]) -> list[Any]:
