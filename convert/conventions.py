@@ -123,6 +123,9 @@ FAIR_BGR: dict[str, Any] = {
 }
 
 
+CONFIGURATIONS = ("cfg", "config")  # entries of OpenMMLab's ``meta``
+
+
 def caffe2_conventions(architecture: Architecture, folded: bool) -> dict[str, Any]:
     """Of Caffe2's ImageNet models: MSRA's ResNets and FAIR's ResNeXts.
 
@@ -137,7 +140,7 @@ def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Conventions that the checkpoint itself records; empty where it does not.
 
     lightly-train records mean and std (``normalize_args``, on the scale 0 to 1), OpenMMLab its
-    configuration (``meta.cfg``).
+    configuration (``meta.cfg``, before MMEngine ``meta.config``).
     """
     entry, meta = content.get("lightly_train"), content.get("meta")
     values = entry.get("normalize_args") if isinstance(entry, Mapping) else None
@@ -149,8 +152,8 @@ def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         if len(mean) != 3 or len(std) != 3:
             raise InputError(f"{source}: its normalize_args are not for three channels")
         return _pixels(mean, std, 255)
-    text = meta.get("cfg") if isinstance(meta, Mapping) else None
-    return _in_configuration(text) if isinstance(text, str) else {}
+    texts = (meta.get(key) for key in CONFIGURATIONS) if isinstance(meta, Mapping) else ()
+    return next((_in_configuration(text) for text in texts if isinstance(text, str)), {})
 
 
 def _pixels(mean: tuple[float, ...], std: tuple[float, ...], scale: int) -> dict[str, Any]:

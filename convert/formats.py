@@ -14,7 +14,13 @@ from typing import Any
 
 from convert import naming
 from convert.architecture import Architecture
-from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR, caffe2_conventions
+from convert.conventions import (
+    CONFIGURATIONS,
+    FAIR_BGR,
+    IMAGENET_RGB,
+    MSRA_BGR,
+    caffe2_conventions,
+)
 from convert.naming import Naming
 
 
@@ -66,6 +72,7 @@ CONFIGURABLE = frozenset(
     ("OpenMMLab", "stable-pretraining", "solo-learn", "lightly", "timm", "torchvision", "other")
 )
 OTHER = _row("other", "")  # only for --format: the one ResNet that a file holds, wherever it is
+_MSRA = {"conventions": MSRA_BGR}
 _SEQUENTIAL = {"naming": naming.sequential}
 _LIGHTNING = "pytorch-lightning_version"
 _MOCO = {"query": "state_dict/encoder_q.", "key": "state_dict/encoder_k."}
@@ -93,6 +100,7 @@ FORMATS = (
     _row("this toolkit, MoCo", _MOCO, "method=moco"),
     _row("this toolkit, supervised", "state_dict/", "method=supervised"),
     _row("this toolkit, backbone.pkl", "model/", "conventions/", naming=naming.detectron2),
+    _row("this toolkit, for MMDetection", "state_dict/", "meta/conventions/"),
     _row("official MoCo", _MOCO),
     _row(
         "official MoCo v3",
@@ -131,7 +139,10 @@ FORMATS = (
     _row("VISSL", f"{_VISSL}base_model._feature_blocks."),  # of a linear evaluation
     _row("VISSL", "model_state_dict/_feature_blocks."),
     _row("VISSL", "_feature_blocks."),
-    _row("OpenMMLab, caffe style", _OPENMMLAB, "meta/cfg~style='caffe'", conventions=MSRA_BGR),
+    *(
+        _row("OpenMMLab, caffe style", _OPENMMLAB, f"meta/{entry}~style='caffe'", **_MSRA)
+        for entry in CONFIGURATIONS
+    ),
     _row("OpenMMLab", _OPENMMLAB, "meta/"),
     _row("OpenMMLab", "state_dict/", "author=MMSelfSup"),
     _row("OpenMMLab", "state_dict/", "author=OpenSelfSup"),

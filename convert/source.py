@@ -97,8 +97,10 @@ def _conventions(
     path: str | Path,
 ) -> Conventions:
     """Those of the format, overridden by what the file itself says."""
-    if "conventions" in content:  # a backbone.pkl of this toolkit
-        return Conventions.from_dict(content["conventions"], str(path))
+    meta = content.get("meta")
+    for entry in (content, meta if isinstance(meta, Mapping) else {}):
+        if "conventions" in entry:  # a backbone.pkl of this toolkit, or its export for MMDetection
+            return Conventions.from_dict(entry["conventions"], str(path))
     usual = found.format.conventions
     if callable(usual):
         usual = usual(architecture, folded)

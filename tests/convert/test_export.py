@@ -120,6 +120,15 @@ def test_msra_conventions_are_refused_or_folded(weights: Path) -> None:
     assert folded.metadata["channel_order"] == "RGB"
 
 
+def test_conventions_come_back_from_an_export_for_mmdetection(
+    weights: Path, tmp_path: Path
+) -> None:
+    """It cannot be told from torchvision's weights by its tensors."""
+    msra = with_conventions(read_source(weights / "resnet50.pkl"), **MSRA_BGR)
+    write(tmp_path / "caffe.pth", export(msra, "mmdet"), "mmdet")
+    assert read_source(tmp_path / "caffe.pth").conventions == msra.conventions
+
+
 def test_channel_order_alone_is_folded_without_rounding(weights: Path) -> None:
     source = read_source(weights / "resnet18.pkl")
     conventions = source.conventions

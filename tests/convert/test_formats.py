@@ -157,6 +157,16 @@ def test_conventions_that_a_file_says_or_leaves_open(tmp_path: Path) -> None:
     ).conventions.assumed
 
 
+def test_openmmlab_of_before_mmengine_has_its_configuration_elsewhere(tmp_path: Path) -> None:
+    """``meta = dict(openselfsup_version=..., config=cfg.text)``, as in its ``tools/train.py``."""
+    cfg = "backbone=dict(style='caffe'); img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1]"
+    for end, mean in ((", to_rgb=False)", (1, 2, 3)), (")", MSRA_BGR["pixel_mean"])):
+        content = {"meta": {"config": cfg + end}, "state_dict": under("backbone.", backbone(1))}
+        said = read_source(write(content, tmp_path / "x.pth")).conventions
+        assert (said.channel_order, said.stride_in_1x1) == ("BGR", True)
+        assert said.pixel_mean == mean
+
+
 @pytest.mark.parametrize(
     ("cfg", "order", "mean", "std"),
     [
