@@ -132,6 +132,11 @@ FORMATS = (
         **_SEQUENTIAL,
     ),
     _row("BYOL", {"online": "online_encoder.net.", "target": "target_encoder.net."}),  # lucidrains
+    _row(
+        "solo-learn",  # before version 1.0.3
+        {"encoder": "state_dict/encoder.", "momentum": "state_dict/momentum_encoder."},
+        *(_LIGHTNING, "state_dict/classifier."),
+    ),
     _row("SimSiam", "state_dict/encoder.", "state_dict/predictor."),
     _row("SimCLR", "encoder.", "projector."),  # Spijkervet/SimCLR
     _row("SimCLR", "state_dict/backbone.", "arch", "state_dict/backbone.fc.2."),  # sthalles/SimCLR
@@ -154,11 +159,6 @@ FORMATS = (
     _row(
         "solo-learn",
         {"backbone": "state_dict/backbone.", "momentum": "state_dict/momentum_backbone."},
-        *(_LIGHTNING, "state_dict/classifier."),
-    ),
-    _row(
-        "solo-learn",  # before version 1.0.3
-        {"encoder": "state_dict/encoder.", "momentum": "state_dict/momentum_encoder."},
         *(_LIGHTNING, "state_dict/classifier."),
     ),
     _row("lightly", _LIGHTLY, _LIGHTNING),

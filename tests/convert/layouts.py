@@ -187,6 +187,13 @@ def solo_learn(q: State, k: State) -> dict[str, Any]:
     return lightning(backbone=q, momentum_backbone=k, classifier=HEAD, projector=head("0"))
 
 
+def solo_learn_old(q: State, k: State) -> dict[str, Any]:
+    """BYOL; before version 1.0.3 the backbone was ``encoder``."""
+    content = lightning(encoder=q, momentum_encoder=k, classifier=HEAD)
+    content["state_dict"] |= head("projector.0") | head("predictor.0")
+    return content
+
+
 def lightly(q: State, k: State) -> dict[str, Any]:
     content = lightning(backbone=numbered(q), backbone_momentum=numbered(k))
     return content | {"hyper_parameters": {}}
@@ -268,6 +275,7 @@ LAYOUTS: tuple[tuple[Layout, str, str, str, str], ...] = (
     (openmmlab_caffe, "x.pth", "OpenMMLab, caffe style", "backbone", ""),
     (mmselfsup_extracted, "x.pth", "OpenMMLab", "", ""),
     (solo_learn, "x.ckpt", "solo-learn", "backbone", "momentum"),
+    (solo_learn_old, "x.ckpt", "solo-learn", "encoder", "momentum"),
     (lightly, "x.ckpt", "lightly", "backbone", "momentum"),
     (lightly_benchmark, "x.ckpt", "lightly", "backbone", "key"),
     (lightly_dino, "x.ckpt", "lightly", "teacher", "student"),
