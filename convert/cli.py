@@ -101,8 +101,8 @@ def _report(file: str, target: str, args: argparse.Namespace) -> None:
 
 def _headline(file: str, converted: Converted) -> str:
     conventions = converted.backbone.conventions
-    others = ", ".join(f"--branch {name}" for name in converted.format.others)
-    branch = f", taking {conventions.branch} (not taken: {others})" if others else ""
+    found = converted.format
+    branch = f", taking {found.taken} (not taken: {found.not_taken})" if found.not_taken else ""
     return f"{file}: {conventions.source_format}{branch}, {converted.architecture.name}"
 
 
@@ -124,6 +124,7 @@ def _summary(file: str, target: str | Path, converted: Converted) -> dict[str, A
         "written": str(target),
         "format": backbone.conventions.source_format,
         "branch": backbone.conventions.branch,
+        "not_taken": converted.format.not_taken,
         "architecture": converted.architecture.name,
         "tensors": len(backbone.arrays),
         "incomplete": dict(backbone.incomplete),

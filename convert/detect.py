@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from runtime.errors import InputError
 
 TENSORS = (torch.Tensor, np.ndarray)
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+DEPTH = 3  # mappings in each other in which a state dict is looked for
 PROBE = "layer1.0.conv1.weight"  # a backbone has it, by torchvision's names
 
 
@@ -28,6 +29,8 @@ class Found:
         format: the row of the table.
         branch: name of the encoder that is taken; "" where the format has only one.
         others: names of the encoders that the file holds besides.
+        elsewhere: places of other ResNets in torchvision's names, of which the format knows nothing
+            (an average of the weights, say), as ``--format other`` takes them.
         prefix: what the names of its tensors begin with.
     """
 
@@ -35,11 +38,24 @@ class Found:
     branch: str
     others: tuple[str, ...]
     prefix: str
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Of the format."""
         return self.format.name
+
+    @property
+    def taken(self) -> str:
+        """The encoder taken: the name of its branch, or else its place in the file."""
+        return self.branch or repr(self.format.branches[""])
+
+    @property
+    def not_taken(self) -> str:
+        """The options that take the other encoders; "" where there are none."""
+        options = [f"--branch {name}" for name in self.others]
+        options += [f"--format other --branch {place}" for place in self.elsewhere]
+        return ", ".join(options)
 
 
 def detect(content: Any, source: str, name: str = "", branch: str = "") -> Found:
@@ -88,18 +104,27 @@ def _only_encoder(content: Any, source: str, branch: str) -> Found:
             + (f": give one of them as --branch: {', '.join(places)}" if places else "")
         )
     place = branch or places[0]
-    others = [other for other in places if other != place]
-    return _found(content, replace(OTHER, branches={place: place}), place, others)
+    return _found(content, replace(OTHER, branches={p: p for p in places}), place, places)
 
 
 def _places(content: Any) -> list[str]:
     """Where the file holds a ResNet in torchvision's names."""
     return [
         where + name.removesuffix(PROBE)
-        for where in ("", "state_dict/", "model/")
+        for where in _mappings(content, "", DEPTH, set())
         for name in _entries(content, where)[1].values()
         if name.endswith(PROBE)
     ]
+
+
+def _mappings(content: Any, where: str, depth: int, seen: set[int]) -> Iterator[str]:
+    """The place of every mapping in the file, once."""
+    if isinstance(content, Mapping) and id(content) not in seen and depth:
+        seen.add(id(content))
+        yield where
+        for key, value in content.items():
+            if isinstance(key, str) and "/" not in key:
+                yield from _mappings(value, f"{where}{key}/", depth - 1, seen)
 
 
 def backbone_state(
@@ -149,7 +174,22 @@ def _found(content: Any, row: Format, branch: str, present: list[str]) -> Found:
     _, names = _entries(content, place)
     name, short = next(iter(names.items()))
     prefix = name[: len(name) - len(short)]
-    return Found(row, branch, tuple(b for b in present if b != branch), prefix)
+    others = tuple(b for b in present if b != branch)
+    return Found(row, branch, others, prefix, tuple(_elsewhere(content, row)))
+
+
+def _elsewhere(content: Any, row: Format) -> Iterator[str]:
+    """Places of other ResNets than the format's; the same one may stand twice in a file."""
+    known = [_probe(content, place, row.naming) for place in row.branches.values()]
+    for place in _places(content):
+        weight = _probe(content, place, naming.torchvision)
+        if not any(_equal(weight, other) for other in known):
+            yield place
+
+
+def _equal(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, TENSORS) and isinstance(b, TENSORS) and a.shape == b.shape
+    return tensors and bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
 
 
 def _entries(content: Any, place: str) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -167,8 +207,13 @@ def _entries(content: Any, place: str) -> tuple[Mapping[str, Any], dict[str, str
 
 
 def _holds_backbone(content: Any, place: str, row: Format) -> bool:
-    _, names = _entries(content, place)
-    return any(row.naming(short) == PROBE for short in names.values())
+    return _probe(content, place, row.naming) is not None
+
+
+def _probe(content: Any, place: str, names: naming.Naming) -> Any:
+    """The entry at ``place`` that every backbone has; None where no backbone is."""
+    node, entries = _entries(content, place)
+    return next((node[name] for name, short in entries.items() if names(short) == PROBE), None)
 
 
 def _marked(content: Any, mark: str) -> bool:

@@ -29,6 +29,9 @@ def inspect(path: str | Path, *, name: str = "", branch: str = "") -> dict[str, 
         "format": source.format.name,
         "branch": source.conventions.branch,
         "other_branches": list(source.format.others),
+        "elsewhere": list(source.format.elsewhere),
+        "taken": source.format.taken,
+        "not_taken": source.format.not_taken,
         "architecture": source.architecture.name,
         "parameters": sum(_count(source.backbone, names) for names in stages.values()),
         "stages": {stage: _statistics(source.backbone, names) for stage, names in stages.items()},
@@ -67,8 +70,7 @@ def _statistics(state: Mapping[str, torch.Tensor], names: list[str]) -> dict[str
 
 def describe(found: Mapping[str, Any]) -> str:
     """The lines of ``--inspect`` for what :func:`inspect` found."""
-    others = ", ".join(f"--branch {name}" for name in found["other_branches"])
-    branch = f", {found['branch']} (or {others})" if others else ""
+    branch = f", {found['taken']} (or {found['not_taken']})" if found["not_taken"] else ""
     lines = [
         f"{found['file']}: {found['format']}{branch}, {found['architecture']}, "
         f"{found['parameters']:,} parameters",

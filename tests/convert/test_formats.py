@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from fvcore.common.config import CfgNode
-from layouts import LAYOUTS, Layout, caffe2, detectron2, head, lightly, moco, under
+from layouts import LAYOUTS, Layout, caffe2, detectron2, head, lightly, lightning, moco, under
 from networks import backbone, network, resnext, write
 
 from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR
 from convert.detect import detect
 from convert.formats import FORMATS
+from convert.inspection import describe, inspect
 from convert.source import read_source
 from convert.to_detectron2 import convert, convert_file
 from runtime.errors import InputError
@@ -56,6 +57,7 @@ def test_format(tmp_path: Path, case: tuple[Layout, str, str, str, str]) -> None
     converted = convert(file)
     found = converted.format
     assert (found.name, found.branch, found.others) == (known, branch, (other,) if other else ())
+    assert not found.elsewhere
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     keys = converted.backbone.conventions.detectron2_keys()
     with torch.no_grad():
@@ -223,6 +225,34 @@ def test_other_takes_the_only_resnet_and_asks_between_two(tmp_path: Path) -> Non
         read_source(file, name="other")
     source = read_source(file, name="other", branch="model/ema.")
     assert torch.equal(source.backbone["conv1.weight"], backbone(2)["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "taken", "place"),
+    [
+        ({"model": backbone(1), "model_ema": backbone(2)}, "'model/'", "model_ema/"),  # DeiT's
+        (
+            {"state_dict": backbone(1), "ema": {"module": backbone(2)}},
+            "'state_dict/'",
+            "ema/module/",
+        ),
+        (
+            lightning(backbone=backbone(1), ema_backbone=backbone(2)),
+            "backbone",
+            "state_dict/ema_backbone.",
+        ),
+    ],
+)
+def test_encoders_of_which_the_format_knows_nothing_are_named(
+    tmp_path: Path, content: dict, taken: str, place: str
+) -> None:
+    file = write(content, tmp_path / "x.pth")
+    found = read_source(file).format
+    assert (found.taken, found.not_taken) == (taken, f"--format other --branch {place}")
+    assert f", {taken} (or --format other --branch {place})" in describe(inspect(file))
+    other = read_source(file, name="other", branch=place)
+    assert torch.equal(other.backbone["conv1.weight"], backbone(2)["conv1.weight"])
+    assert place not in other.format.not_taken
 
 
 def test_bn_of_split_batches_becomes_one(tmp_path: Path) -> None:
