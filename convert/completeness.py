@@ -21,7 +21,7 @@ class Findings:
     Attributes:
         wrong: sentences about unknown, misshapen, not finite or impossible tensors.
         missing: tensors that are not there.
-        untrained: norm layers (``layer1.0.bn1``) whose tensors all have their initial values.
+        untrained: norm layers (``layer1.0.bn1``) whose statistics have their initial values.
         norms: number of norm layers that could be judged.
     """
 
@@ -36,8 +36,8 @@ class Findings:
             return list(self.wrong)
         if self.untrained and len(self.untrained) == self.norms:
             untrained = [
-                f"untrained: all {self.norms} norm layers have their initial values (weight 1 or "
-                "0, bias 0, mean 0, variance 1)"
+                f"untrained: all {self.norms} norm layers have their initial values (mean 0, "
+                "variance 1), as in files where BN was folded into scale and shift"
             ]
         else:
             untrained = [f"untrained {name}" for name in self.untrained]
@@ -52,8 +52,9 @@ def examine(state: Mapping[str, torch.Tensor], architecture: Architecture) -> Fi
     """Compare a state dict in torchvision's names with what ``architecture`` needs.
 
     Training changes the running statistics of a norm layer at the first step, so a layer that
-    still has its initial ones, weight and bias included, was never trained. A convolution that
-    still has its random initial weights cannot be told from a trained one; a constant one can.
+    still has its initial ones was never trained, or has lost them: an average of the weights
+    without the buffers, Caffe's folded BN in torchvision's names. A convolution that still has its
+    random initial weights cannot be told from a trained one; a constant one can.
     Batch counters may be absent, all of them: nothing is computed from them.
     """
     expected = architecture.shapes()
@@ -93,6 +94,8 @@ def check_complete(
 def _wrong(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[str]:
     if tuple(value.shape) != shape:
         yield f"{name} is {tuple(value.shape)} instead of {shape}"
+    elif not value.is_floating_point() and not name.endswith(COUNTER):
+        yield f"{name} is of {str(value.dtype).removeprefix('torch.')}, not of floating-point numbers"
     elif not torch.isfinite(value).all():
         yield f"{name} has values that are not finite"
     elif name.endswith(".running_var") and (value < 0).any():
@@ -102,11 +105,5 @@ def _wrong(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[s
 
 
 def _initial(state: Mapping[str, torch.Tensor], name: str) -> bool:
-    """Whether a norm layer is as it was made; residual branches may begin with weight 0."""
-
-    def is_all(part: str, *values: float) -> bool:
-        tensor = state.get(f"{name}.{part}")
-        return tensor is not None and any(bool(tensor.eq(v).all()) for v in values)
-
-    statistics = is_all("running_mean", 0.0) and is_all("running_var", 1.0)
-    return statistics and is_all("bias", 0.0) and is_all("weight", 1.0, 0.0)
+    mean, var = state.get(f"{name}.running_mean"), state[f"{name}.running_var"]
+    return mean is not None and bool(mean.eq(0).all()) and bool(var.eq(1).all())

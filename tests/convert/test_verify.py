@@ -185,6 +185,8 @@ def test_untrained_weights_are_named() -> None:
         check_complete(state, architecture, "x")
     state["bn1.running_mean"] = state["bn1.running_mean"] + 0.01  # it has seen something
     assert examine(state, architecture).untrained == ("layer3.1.bn2",)
+    state["layer3.1.bn2.weight"] = state["layer3.1.bn2.weight"] + 0.5  # but its statistics are lost
+    assert examine(state, architecture).untrained == ("layer3.1.bn2",)
 
 
 def test_impossible_values_are_named() -> None:
@@ -193,9 +195,10 @@ def test_impossible_values_are_named() -> None:
     state["layer1.0.bn1.running_var"][5] = -0.5
     state["layer2.1.conv2.weight"].zero_()
     state["extra.weight"] = torch.zeros(2)
+    state["layer3.0.conv1.weight"] = (state["layer3.0.conv1.weight"] * 99).to(torch.int8)
     message = (
-        r"3 problem\(s\): unknown extra.weight; layer1.0.bn1.running_var has negative variances; "
-        "layer2.1.conv2.weight is 0 everywhere"
+        r"4 problem\(s\): unknown extra.weight; layer1.0.bn1.running_var has negative variances; "
+        "layer2.1.conv2.weight is 0 everywhere; layer3.0.conv1.weight is of int8, not of floating"
     )
     for allow_missing in (False, True):  # which excuses none of these
         with pytest.raises(InputError, match=message):
