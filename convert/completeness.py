@@ -95,7 +95,7 @@ def _wrong(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[s
     if tuple(value.shape) != shape:
         yield f"{name} is {tuple(value.shape)} instead of {shape}"
     elif not value.is_floating_point() and not name.endswith(COUNTER):
-        yield f"{name} is of {str(value.dtype).removeprefix('torch.')}, not of floating-point numbers"
+        yield f"{name} is of {str(value.dtype)[6:]}, not of floating-point numbers"
     elif not torch.isfinite(value).all():
         yield f"{name} has values that are not finite"
     elif name.endswith(".running_var") and (value < 0).any():

@@ -12,6 +12,7 @@ import torch
 
 from convert import naming
 from convert.architecture import merge_split_statistics, unfold
+from convert.foreign import Record
 from convert.formats import FORMATS, OTHER, Format, option
 from runtime.errors import InputError
 
@@ -87,12 +88,22 @@ def detect(content: Any, source: str, name: str = "", branch: str = "") -> Found
                     f"{' or '.join(b for b in present if b) or 'left out'}"
                 )
             return _found(content, row, branch or present[0], present)
+    _refuse_networks(content, source)
     example = ", ".join(_examples(content)) or "nothing"
     if name:
         raise InputError(f"{source} is not in the format {rows[0].name}; it holds {example} ...")
     places = ", ".join(repr(place) for place in _places(content))
     advice = f"--format other takes the ResNet at {places}" if places else f"it holds {example} ..."
     raise InputError(f"{source} has none of the known formats ({', '.join(known)}); {advice}")
+
+
+def _refuse_networks(content: Any, source: str) -> None:
+    for part in (content, *(content.values() if isinstance(content, Mapping) else ())):
+        if isinstance(part, Record) and part.is_network:
+            raise InputError(
+                f"{source} holds a whole pickled network, which would have to be run: save its "
+                "state_dict() instead"
+            )
 
 
 def _only_encoder(content: Any, source: str, branch: str) -> Found:

@@ -17,7 +17,8 @@ import torch
 
 PACKAGES = (
     *("argparse", "omegaconf", "numpy", "mmengine", "mmcv", "vissl"),
-    *("lightly_train", "timm", "torchvision", "torch.nn.modules"),  # it saves whole networks, too
+    *("lightly_train", "timm", "torchvision"),
+    *("torch.nn.modules", "torch.nn.parallel"),  # lightly-train saves whole networks, too
 )
 NAMES = ("builtins.getattr",)  # mmengine's meters refer to their own methods
 
@@ -31,6 +32,11 @@ class Record:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it stands for a ``torch.nn.Module``."""
+        return isinstance(self.state, dict) and "_modules" in self.state
 
 
 def records(file: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

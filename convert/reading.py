@@ -13,7 +13,7 @@ import torch
 
 from convert import safe_pickle
 from convert.foreign import records
-from convert.torch_file import check_tensors, check_torch_file
+from convert.torch_file import LEGACY_START, ZIP_START, check_tensors, check_torch_file
 from runtime.errors import InputError
 
 MAX_HEADER = 2 << 20  # bytes of a safetensors header; a ResNet-152 has some 100 kB
@@ -24,19 +24,33 @@ SAFETENSORS_BYTES = {
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Content of ``path``: ``.pkl`` (NumPy), ``.safetensors`` or a torch file (any other name).
+    """Content of ``path``: a torch file, a safetensors file or a pickle of NumPy arrays.
 
     Tensors come on the CPU. Raises InputError for a missing, damaged or unsafe file.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"no checkpoint at {str(file)!r}: name an existing file")
-    if file.suffix == ".pkl":
-        with open(file, "rb") as stream:
-            return safe_pickle.load(stream, str(file))
-    if file.suffix == ".safetensors":
-        return _read_safetensors(file)
-    return _read_torch(file)
+    return _READERS[_kind(file)](file)
+
+
+def _kind(file: Path) -> str:
+    """A name's ending among ``_READERS``: by the first bytes, whatever the name.
+
+    Only a pickle of NumPy arrays must have its ending: many things begin as it does.
+    """
+    with open(file, "rb") as stream:
+        head = stream.read(32)
+    if head.startswith(ZIP_START) or LEGACY_START in head:
+        return ".pth"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
+        return ".safetensors"
+    return file.suffix if file.suffix in _READERS else ".pth"
+
+
+def _read_pickle(file: Path) -> Any:
+    with open(file, "rb") as stream:
+        return safe_pickle.load(stream, str(file))
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -85,12 +99,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_torch(file: Path) -> Any:
     check_torch_file(file)
     try:
-        with torch.serialization.safe_globals(records(file)):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(records(file)), open(file, "rb") as stream:
+            # the stream, for torch goes by a path's ending, too
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{file} cannot be read safely: it holds more than tensors and plain values"
-            f"{_unsafe_name(error)}"
+            f"{_unsafe_name(error)}; save the network's state_dict() instead"
         ) from error
     except Exception as error:
         raise InputError(
@@ -105,3 +120,6 @@ def _unsafe_name(error: pickle.UnpicklingError) -> str:
     """The name that torch refused to import, out of its page of advice."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" ({found[1]})" if found else ""
+
+
+_READERS = {".pth": _read_torch, ".safetensors": _read_safetensors, ".pkl": _read_pickle}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ MAX_NDIM = 8
 MAX_SHARED = 8  # times the file's size that tensors on shared memory may add up to
 ZIP_START = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of files before PyTorch 1.6
+LEGACY_START = pickle.LONG1 + b"\n" + LEGACY_MAGIC.to_bytes(10, "little")  # after the protocol
 ITEM_BYTES = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
     **{"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1},
@@ -78,6 +80,8 @@ def _check_zip(file: Path) -> None:
         members = {member.filename: member for member in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise RefusedError("has two members of one name")
+        if any(name.endswith("/constants.pkl") for name in members):
+            raise RefusedError("is TorchScript: save torch.jit.load(...).state_dict() instead")
         if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members.values()):
             raise RefusedError("has compressed or encrypted members: not written by torch.save")
         if sum(member.file_size for member in members.values()) > size:
@@ -108,7 +112,10 @@ def _check_legacy(stream: IO[bytes], size: int) -> None:
     """Five pickles (magic number, version, system, content, keys), then the tensors' data."""
     bounded = Bounded(stream, size)
     if _Structure(bounded, size).load() != LEGACY_MAGIC:
-        raise RefusedError("does not begin as torch.save writes: another kind of file")
+        raise RefusedError(
+            "does not begin as torch.save writes: another kind of file (a pickle of NumPy arrays "
+            "must be called .pkl)"
+        )
     for _ in ("version", "system"):
         _Structure(bounded, size).load()
     content = _Structure(bounded, size)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from fvcore.common.config import CfgNode
 from layouts import LAYOUTS, Layout, caffe2, detectron2, head, lightly, lightning, moco, under
 from networks import backbone, network, resnext, write
@@ -194,6 +195,43 @@ def test_openmmlab_says_it_in_its_configuration(
     assert bool(said.assumed) == (mean is None)
     if std is not None:
         assert said.pixel_std == std
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [("x.pth", "x.pkl"), ("x.pth", "x.safetensors"), ("x.safetensors", "x.bin")],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_kind_of_file_is_found_whatever_its_name(
+    tmp_path: Path, written: str, named: str, legacy: bool
+) -> None:
+    file = write(backbone(1), tmp_path / written)
+    if legacy and written == "x.pth":  # as before PyTorch 1.6
+        torch.save(backbone(1), file, _use_new_zipfile_serialization=False)
+    found = read_source(file.rename(tmp_path / named)).backbone
+    assert torch.equal(found["conv1.weight"], backbone(1)["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torchvision.models.resnet18(), r"whole pickled network.* save its state_dict\(\) instead"),
+        (
+            {"model": torch.nn.DataParallel(torchvision.models.resnet18())},
+            r"whole pickled network.*state_dict\(\)",
+        ),
+        ({"model": network(1)}, r"more than tensors .*save the network's state_dict\(\) instead"),
+    ],
+)
+def test_networks_that_are_no_state_dict(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_source(write(content, tmp_path / "x.pth"))
+
+
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Conv2d(3, 4, 1)).save(tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"TorchScript: save torch.jit.load\(...\).state_dict\(\)"):
+        read_source(tmp_path / "x.pt")
 
 
 def test_two_tensors_for_one_place(tmp_path: Path) -> None:
