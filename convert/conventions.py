@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.architecture import Architecture
+from convert.foreign import arguments
 from runtime.errors import InputError
 from runtime.yaml_file import read_recipe
 
@@ -139,21 +140,36 @@ def caffe2_conventions(architecture: Architecture, folded: bool) -> dict[str, An
 def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Conventions that the checkpoint itself records; empty where it does not.
 
-    lightly-train records mean and std (``normalize_args``, on the scale 0 to 1), OpenMMLab its
-    configuration (``meta.cfg``, before MMEngine ``meta.config``).
+    lightly-train records mean and std (``normalize_args``), timm's ``train.py`` where they were
+    given to it (``args``), OpenMMLab its configuration (``meta.cfg``, before MMEngine
+    ``meta.config``).
     """
-    entry, meta = content.get("lightly_train"), content.get("meta")
+    entry = content.get("lightly_train")
     values = entry.get("normalize_args") if isinstance(entry, Mapping) else None
     if isinstance(values, Mapping):
-        try:
-            mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{source} has a damaged normalize_args: {error!r}") from error
-        if len(mean) != 3 or len(std) != 3:
-            raise InputError(f"{source}: its normalize_args are not for three channels")
-        return _pixels(mean, std, 255)
-    texts = (meta.get(key) for key in CONFIGURATIONS) if isinstance(meta, Mapping) else ()
-    return next((_in_configuration(text) for text in texts if isinstance(text, str)), {})
+        return _normalisation(values, f"normalize_args of {source}")
+    args = arguments(content)
+    if "arch" in content and args.get("mean") and args.get("std"):
+        return _normalisation(args, f"args of {source}")
+    return _in_configuration(configuration(content))
+
+
+def configuration(content: Mapping[str, Any]) -> str:
+    """The text of the configuration that OpenMMLab keeps in its checkpoints; "" without one."""
+    meta = content.get("meta")
+    texts = [meta.get(key) for key in CONFIGURATIONS] if isinstance(meta, Mapping) else []
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def _normalisation(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``mean`` and ``std``, mostly on the scale 0 to 1. InputError where not three numbers each."""
+    try:
+        mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: mean and std are damaged: {error!r}") from error
+    if len(mean) != 3 or len(std) != 3:
+        raise InputError(f"{where}: mean and std are not for three channels")
+    return _pixels(mean, std, 255 if max(mean) <= 1 else 1)
 
 
 def _pixels(mean: tuple[float, ...], std: tuple[float, ...], scale: int) -> dict[str, Any]:

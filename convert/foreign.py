@@ -9,7 +9,7 @@ another toolkit, add its package; any other name in a file is still refused.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ class Record:
     def is_network(self) -> bool:
         """Whether it stands for a ``torch.nn.Module``."""
         return isinstance(self.state, dict) and "_modules" in self.state
+
+
+def arguments(content: Any) -> Mapping[str, Any]:
+    """What a trainer's ``args`` (argparse) in a checkpoint say; empty where there are none."""
+    args = content.get("args") if isinstance(content, Mapping) else None
+    state = args.state if isinstance(args, Record) else args
+    return state if isinstance(state, Mapping) else {}
 
 
 def records(file: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

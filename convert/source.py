@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +10,21 @@ from typing import Any
 
 import torch
 
-from convert.architecture import Architecture, identify, is_folded
+from convert.architecture import BN_EPS, Architecture, identify, is_folded
 from convert.completeness import check_complete
-from convert.conventions import Conventions, said_beside, said_inside
+from convert.conventions import Conventions, configuration, said_beside, said_inside
 from convert.detect import Found, all_tensors, backbone_state, detect, head_tensors
+from convert.foreign import arguments
 from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
 from runtime.errors import InputError
 from runtime.files import sha256
+
+BLURRED = re.compile("resnet(blur|aa)")
+BN_WITH_EPS = re.compile(  # of OpenMMLab, in either order
+    r"norm_cfg\s*=\s*dict\((?=[^()]*BN)[^()]*\beps\s*=\s*(\d+(?:\.\d+)?(?:e-?\d+)?)"
+)
+INVISIBLE = ("aa_layer", "act_layer", "output_stride")  # timm's options that no tensor shows
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
     content = read_checkpoint(path)
     found = detect(content, source, name, branch)
     state = backbone_state(content, found, source)
-    _refuse_by_name(content, source)
+    _refuse_by_words(content, path)
     architecture = identify(state, source)
     return Source(
         backbone=state,
@@ -80,13 +88,20 @@ def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
     )
 
 
-def _refuse_by_name(content: Mapping[str, Any], source: str) -> None:
-    """What no tensor shows, but the ``arch`` entry of a full checkpoint says."""
-    arch = content.get("arch")
-    if isinstance(arch, str) and ("blur" in arch or "resnetaa" in arch):
-        raise InputError(
-            f"{source} cannot become a Detectron2 ResNet: {arch} pools with a blur (anti-aliased)"
-        )
+def _refuse_by_words(content: Mapping[str, Any], path: str | Path) -> None:
+    """What no tensor shows, but the entries of a full checkpoint or timm's file name says."""
+    args, arch = arguments(content), content.get("arch")
+    names = [arch if isinstance(arch, str) else "", Path(path).name]
+    options = args.get("model_kwargs")
+    options = options if isinstance(options, Mapping) else {}
+    reasons = [f"{name} pools with a blur (anti-aliased)" for name in names if BLURRED.search(name)]
+    reasons += [f"{key} {options[key]!r}" for key in INVISIBLE if options.get(key)]
+    found = BN_WITH_EPS.search(configuration(content))
+    eps = float(found[1]) if found else args.get("bn_eps")
+    if isinstance(eps, float) and eps != BN_EPS:
+        reasons.append(f"BN with eps {eps}, and it has {BN_EPS}")
+    if reasons:
+        raise InputError(f"{path} cannot become a Detectron2 ResNet: {reasons[0]}")
 
 
 def _conventions(

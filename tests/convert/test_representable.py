@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,38 @@ def test_what_detectron2_cannot_represent(tmp_path: Path, how: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
 
 
-def test_blurred_pooling_shows_in_the_name_only(tmp_path: Path) -> None:
-    content = {"arch": "resnetblur50", "state_dict": backbone(1)}
-    with pytest.raises(InputError, match="resnetblur50 pools with a blur"):
-        read_source(write(content, tmp_path / "x.pth"))
+@pytest.mark.parametrize(
+    ("more", "name", "message"),
+    [
+        ({"arch": "resnetblur50"}, "x.pth", "resnetblur50 pools with a blur"),
+        ({}, "resnetaa50_a1h-4cf422b3.pth", "pools with a blur"),  # timm's own name for it
+        ({"args": Namespace(bn_eps=1e-3)}, "x.pth", "BN with eps 0.001, and it has 1e-05"),
+        (
+            {"args": Namespace(model_kwargs={"aa_layer": "blur"})},
+            "x.pth",
+            "ResNet: aa_layer 'blur'",
+        ),
+        (
+            {"meta": {"cfg": "b = dict(norm_cfg=dict(eps=1e-3, type='SyncBN'))"}},
+            "x.pth",
+            "BN with eps 0.001",
+        ),
+    ],
+)
+def test_what_words_in_the_file_say_and_no_tensor(
+    tmp_path: Path, more: dict, name: str, message: str
+) -> None:
+    content = {"state_dict": backbone(1)} | more
+    with pytest.raises(InputError, match=message):
+        read_source(write(content, tmp_path / name))
+
+
+def test_plain_words(tmp_path: Path) -> None:
+    args = Namespace(bn_eps=None, model_kwargs={"drop_path_rate": 0.1}, mean=None, std=None)
+    cfg = "dict(norm_cfg=dict(type='BN', eps=1e-05), head=dict(norm_cfg=dict(type='LN', eps=1e-6)))"
+    content = {"arch": "resnet18", "args": args, "meta": {"cfg": cfg}, "state_dict": backbone(1)}
+    assert read_source(write(content, tmp_path / "resnet18.pth")).conventions.assumed
+    args.mean, args.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)  # given to timm's train.py
+    said = read_source(write(content, tmp_path / "resnet18.pth")).conventions
+    assert (said.pixel_mean, said.pixel_std) == ((127.5, 102.0, 76.5), (51.0, 51.0, 63.75))
+    assert not said.assumed
