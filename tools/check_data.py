@@ -30,5 +30,5 @@ if __name__ == "__main__":
         help="decode every image, and compare pixels instead of files; takes longer",
     )
     add_run_options(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     sys.exit(exit_code(lambda: check_data(job_from(arguments), arguments.images)))

@@ -42,5 +42,5 @@ if __name__ == "__main__":
     parser.add_argument("--base", default=None, help="arm to compare with (default: the first)")
     add_run_options(parser)
     add_launch_options(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     sys.exit(exit_code(lambda: main(arguments)))

@@ -34,4 +34,4 @@ if __name__ == "__main__":
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override recipe keys")
     add_launch_options(parser)
-    sys.exit(exit_code_of_launch(main, parser.parse_args()))
+    sys.exit(exit_code_of_launch(main, parser.parse_intermixed_args()))

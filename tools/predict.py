@@ -59,5 +59,5 @@ if __name__ == "__main__":
     )
     parser.add_argument("--engine", default="auto", choices=ENGINES)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="override recipe keys")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     sys.exit(exit_code(lambda: main(arguments)))

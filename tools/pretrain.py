@@ -73,7 +73,7 @@ if __name__ == "__main__":
         "node), cpus (of each process), hours (of each job), and what sbatch knows",
     )
     add_launch_options(parser)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.output and args.suggest is None:
         parser.error("--output goes with --suggest; a run's folder is OUTPUT_DIR DIR")
     if args.suggest is not None:

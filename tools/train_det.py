@@ -65,4 +65,4 @@ if __name__ == "__main__":
     )
     add_run_options(parser)
     add_launch_options(parser)
-    sys.exit(exit_code_of_launch(main, parser.parse_args()))
+    sys.exit(exit_code_of_launch(main, parser.parse_intermixed_args()))

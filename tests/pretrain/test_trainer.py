@@ -159,7 +159,7 @@ def test_wrong_input_is_refused_and_nothing_is_written(
 
 def test_command_line_exits_with_2_and_one_line(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = tool(*tiny(tmp_path / "empty", tmp_path / "run"))
+    done = tool(*tiny(tmp_path / "empty", tmp_path / "run"), "--resume", "SEED", "1")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "holds no images" in done.stderr

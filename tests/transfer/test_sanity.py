@@ -118,7 +118,8 @@ def test_exit_code_of_the_command_line(world: Path) -> None:
     for option in ("--train-data", "--test-data"):
         command += [option, f"voc:{world / 'voc'}:train"]
     wrong = ["OUTPUT_DIR", str(world / "output"), "MODEL.PIXEL_STD", "[0.0, 0.0, 0.0]"]
-    done = subprocess.run([*command, *wrong], capture_output=True, text=True, timeout=300)
+    mixed = [*command[:2], *wrong, *command[2:]]  # keys before options
+    done = subprocess.run(mixed, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     done = subprocess.run([*command, "MODEL.X", "1"], capture_output=True, text=True, timeout=300)
