@@ -12,6 +12,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ import torch.multiprocessing as mp
 from runtime.errors import InputError, exit_code
 from runtime.restarts import fresh_part, no_more, requeued, restarted, torchrun_store
 
+# All wait while the main process scores a large test set (LVIS, ImageNet's neighbours): NCCL would
+# end the run after ten minutes.
+PATIENCE = timedelta(hours=1)
 FIRST_PORT, PORTS = 20000, 12000  # below those that Linux gives away (32768 and up)
 
 
@@ -159,7 +163,7 @@ def _worker_main(
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world, **meeting)
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=PATIENCE, **meeting)
     try:
         main(args)
     finally:
