@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -27,6 +30,34 @@ def test_scan_is_recursive_sorted_and_ignores_other_files(tmp_path: Path) -> Non
     (tmp_path / "b" / "up").symlink_to("..")
     (tmp_path / "c").symlink_to("b/deep")
     assert ImageFolder.scan(tmp_path).files == ("000.jpg", "b/deep/000.jpg", "c/000.jpg")
+
+
+def test_links_that_lead_to_each_other_are_followed_once(tmp_path: Path) -> None:
+    for name, other in ("ab", "ba"):
+        write_images(tmp_path / name, 1)
+        (tmp_path / name / "link").symlink_to(f"../{other}")
+    found = ("a/000.jpg", "a/link/000.jpg", "b/000.jpg", "b/link/000.jpg")
+    assert ImageFolder.scan(tmp_path).files == found
+
+
+def test_hidden_folders_are_no_classes(image_folder: Path) -> None:
+    write_images(image_folder / ".ipynb_checkpoints", 2)
+    write_images(image_folder / "a" / ".ipynb_checkpoints", 2)
+    folder = ImageFolder.scan(image_folder)
+    assert (folder.classes(), len(folder.files)) == (("a", "b"), 24)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scandir(path: str, listed: Callable[[str], object] = os.scandir) -> object:
+        if os.path.basename(path) == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"cannot list the folder '.*/b': Permission denied"):
+        ImageFolder.scan(image_folder)
 
 
 def test_labels_are_the_top_folders(image_folder: Path) -> None:
