@@ -127,7 +127,10 @@ def set_up_logging(folder: Path | None, main: bool) -> None:
     if main:
         handlers.append(logging.StreamHandler())
         if folder is not None:
-            handlers.append(logging.FileHandler(folder / "log.txt"))
+            # names of files are any bytes, in any locale
+            handlers.append(
+                logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
+            )
     logging.basicConfig(
         level=logging.INFO if main else logging.ERROR,
         format="%(asctime)s %(message)s",

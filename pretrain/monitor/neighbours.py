@@ -56,7 +56,7 @@ def save_neighbours(
     for query, (found, values) in enumerate(zip(nearest.tolist(), cosines.tolist(), strict=True)):
         places = [indices[query], *(indices[i] for i in found)]
         rows.append([_tile(folder, i, size) for i in places])
-        names = [folder.files[i] for i in places]
+        names = [printable(folder.files[i]) for i in places]  # bytes of no text cannot be written
         lines.append(names[0])
         lines += [f"  {value:.3f}  {name}" for value, name in zip(values, names[1:], strict=True)]
     save_grid(rows, path, TILE, ["query", *(f"nearest {i + 1}" for i in range(len(rows[0]) - 1))])

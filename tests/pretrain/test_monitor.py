@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def test_neighbours_are_sought_among_the_readable_images(
     shown = (tmp_path / "run" / "neighbours.txt").read_text()
     assert len(shown.splitlines()) == 8 * 7
     assert "a/003.jpg" not in shown
+
+
+def test_names_of_any_bytes_are_shown_and_logged(image_folder: Path, tmp_path: Path) -> None:
+    """Such a name ended a run in a traceback after its last step, and any start after it."""
+    odd = tmp_path / os.fsdecode(b"images \xe9")
+    shutil.copytree(image_folder, odd)
+    for path in sorted((odd / "a").iterdir()):
+        path.rename(path.with_name(os.fsdecode(b"\xe9\n") + path.name))
+    run(odd, tmp_path / "run")
+    assert len((tmp_path / "run" / "neighbours.txt").read_text().splitlines()) == 8 * 7
+    assert "images \\udce9" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
 
 
 def test_neighbours_are_the_nearest(image_folder: Path, tmp_path: Path) -> None:
