@@ -35,7 +35,8 @@ class ImageList(ImageSource):
             raise InputError(f"{str(path)!r} is no text: a list of images has a path a line")
         lines: dict[str, int] = {}
         given, sizes = [], []
-        for number, line in enumerate(text.split("\n"), start=1):
+        # a Windows editor begins with a byte order mark
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
             name, _, label = line.rstrip("\r").partition("\t")
             if not name:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,11 +191,14 @@ def read_file(path: Path) -> bytes:
 
 
 def file_size(path: Path) -> int:
-    """Bytes in a file. InputError where it is not there."""
+    """Bytes in a file. InputError where it is not there, or a folder, pipe or device."""
     try:
-        return path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise of_the_storage(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{str(path)!r} is no file")
+    return status.st_size
 
 
 def of_the_storage(path: Path, error: OSError) -> InputError:

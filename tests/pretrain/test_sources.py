@@ -149,7 +149,7 @@ def test_list_takes_relative_and_absolute_paths(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a b.jpg").write_bytes(_jpeg())
     (tmp_path / "é.jpg").write_bytes(_jpeg())
-    (tmp_path / "list").write_text(f"sub/a b.jpg\r\n\n{tmp_path}/é.jpg")
+    (tmp_path / "list").write_text(f"\ufeffsub/a b.jpg\r\n\n{tmp_path}/é.jpg")
     source = open_source(tmp_path / "list")
     assert source.files == ("sub/a b.jpg", f"{tmp_path}/é.jpg")
     assert source.load(1).size == (8, 8)
@@ -160,6 +160,7 @@ def test_list_takes_relative_and_absolute_paths(tmp_path: Path) -> None:
 WRONG_LISTS = {
     "missing": (b"x.jpg\nnowhere.jpg\n", "line 2: cannot read .*nowhere.jpg"),
     "twice": (b"x.jpg\n\nx.jpg\n", "line 3 repeats line 1"),
+    "folder": (b"x.jpg\n.\n", "line 2: .* is no file"),
     "empty": (b"\n", "lists no images"),
     "binary": (b"\0\1\2", "is no text"),
 }
