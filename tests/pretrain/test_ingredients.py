@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import resnet18, resnet50
 from torchvision.transforms import RandomResizedCrop
 
@@ -182,6 +183,15 @@ def test_knn_by_hand() -> None:
     test = test / test.norm(dim=1, keepdim=True)
     assert knn_accuracy(train, labels, test, torch.tensor([0, 1]), k=2) == 100
     assert knn_accuracy(train, labels, test, torch.tensor([0, 0]), k=2) == 50
+
+
+def test_knn_with_a_low_temperature_is_the_nearest() -> None:
+    """exp(cos / τ) has no float below τ = 1 / 88."""
+    train = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(30) % 3
+    test = F.normalize(torch.randn(40, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    nearest = labels[(test @ train.T).argmax(1)]
+    assert knn_accuracy(train, labels, test, nearest, k=20, temperature=1e-4) == 100
 
 
 def test_crops_have_torchvisions_distribution() -> None:
