@@ -37,7 +37,7 @@ class NoClassError(InputError):
     """An image has no class. ``found`` says which one, ``needed`` how it would have one."""
 
     def __init__(self, found: str, needed: str) -> None:
-        super().__init__(f"{found}: supervised training needs {needed}")
+        super().__init__(f"{found}: labels need {needed}")
         self.found = found
 
 
@@ -166,7 +166,7 @@ class ImageFolder(ImageSource):
         loose = next((name for name in self.files if "/" not in name), None)
         if loose is not None:
             where = f"{str(self.root / loose)!r} lies in no class folder"
-            raise NoClassError(where, "DATA.ROOT/CLASS/image.jpg")
+            raise NoClassError(where, "FOLDER/CLASS/image.jpg")
         return [name.split("/", 1)[0] for name in self.files]
 
     def fingerprint(self) -> str:
