@@ -53,7 +53,7 @@ def open_source(
         )
     if not path.is_file():
         raise InputError(f"{option} {text!r} is not a folder or file: name {KINDS}")
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return Shards.scan([path], path.parent)
     if path.name.lower().endswith((*IMAGE_SUFFIXES, ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")):
         raise InputError(f"{option} {text!r} is an image or an archive: name {KINDS}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.source.flaws import DAMAGED, UNREADABLE
-from pretrain.source.tar_index import TarIndex
+from pretrain.source.tar_index import TarIndex, tars_in
 from runtime.errors import InputError
 from runtime.files import sha256, write_text
 from runtime.progress import Bar
@@ -153,7 +153,7 @@ def shards_listed(folder: Path) -> list[Path] | None:
     if index is None:
         return None
     listed = {shard.name for shard in index.shards}
-    extra = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed)
+    extra = [path.name for path in tars_in(folder) if path.name not in listed]
     if extra:
         raise InputError(f"{str(folder)!r} holds {extra[0]!r}, of which its {NAME} knows nothing")
     return [folder / shard.name for shard in index.shards]

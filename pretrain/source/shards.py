@@ -20,7 +20,13 @@ from pretrain.source import raw
 from pretrain.source.images import ImageSource, NoClassError
 from pretrain.source.open_files import OpenFiles
 from pretrain.source.shard_index import checked, common_classes, shards_listed
-from pretrain.source.tar_index import ORIGINAL_BYTES, TarIndex, index_tar, original_digest
+from pretrain.source.tar_index import (
+    ORIGINAL_BYTES,
+    TarIndex,
+    index_tar,
+    original_digest,
+    tars_in,
+)
 from runtime.errors import InputError
 from runtime.urls import shown
 
@@ -132,7 +138,7 @@ def shards_in(folder: Path) -> list[Path]:
     listed = shards_listed(folder)
     if listed is not None:
         return listed
-    paths = sorted(folder.glob("*.tar"))
+    paths = tars_in(folder)
     numbers: dict[tuple[str, str], list[int]] = {}
     for path in paths:
         match = re.fullmatch(r"(.*?)(\d+)(\D*)", path.name)

@@ -103,6 +103,15 @@ class TarIndex:
         return cls(names, **arrays)
 
 
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files in ``folder``, sorted; not those below it, and no hidden ones."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".tar" and not path.name.startswith(".")
+    )
+
+
 def index_tar(path: Path, digests: bool = False) -> TarIndex:
     """Index the tar file, or take the index that an earlier start has left in the user's cache.
 

@@ -131,6 +131,15 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     assert source.files == ("x-00.tar/a.jpg", "x-01.tar/a.jpg", "x-03.tar/a.jpg")
 
 
+def test_shards_may_have_suffixes_in_capitals(tmp_path: Path) -> None:
+    """They were left out without a word, and what macOS puts beside them was not."""
+    for name in ("x-00.tar", "x-01.TAR"):
+        write_tar(tmp_path / name, [("a.jpg", b"1")])
+    (tmp_path / "._x-00.tar").write_bytes(b"no tar file")
+    assert open_source(tmp_path).files == ("x-00.tar/a.jpg", "x-01.TAR/a.jpg")
+    assert open_source(tmp_path / "x-01.TAR").files == ("x-01.TAR/a.jpg",)
+
+
 def test_patterns_expand_as_in_bash() -> None:
     assert expand("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
     assert expand("{x,y}-{0..1}") == ["x-0", "x-1", "y-0", "y-1"]
