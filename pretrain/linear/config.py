@@ -128,6 +128,14 @@ def seen_test_images(cfg: CfgNode, test: ImageSource, seen: SeenImages | None) -
     return len(found)
 
 
+def trained_on_test_images(train: ImageSource, test: ImageSource) -> list[str]:
+    """Test images that are training images, too, byte for byte.
+
+    Of very many training images a random sample is looked at (:class:`SeenImages`).
+    """
+    return SeenImages.of(len(train.files), train.sha256).among(test.files, test.sha256)
+
+
 def test_labels(train: ImageSource, test: ImageSource) -> list[int]:
     """Class index of each test image, in the order of the training classes.
 

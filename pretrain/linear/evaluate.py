@@ -19,7 +19,14 @@ from pretrain import schedule
 from pretrain.checks import check_values
 from pretrain.config import without_credentials
 from pretrain.linear import state
-from pretrain.linear.config import LINEAR_RULES, check, seen_test_images, test_labels, view_recipe
+from pretrain.linear.config import (
+    LINEAR_RULES,
+    check,
+    seen_test_images,
+    test_labels,
+    trained_on_test_images,
+    view_recipe,
+)
 from pretrain.linear.features import accuracy, knn_in_parts, outputs
 from pretrain.linear.network import (
     Network,
@@ -176,6 +183,12 @@ class _Run:
         )
         if missing := set(range(len(self.train.classes()))) - set(self.test_labels.tolist()):
             log.warning("%d classes of DATA.TRAIN have no test image", len(missing))
+        self.trained_on = trained_on_test_images(self.train, self.test)
+        if self.trained_on:
+            log.warning(
+                "%d of %d test images are in DATA.TRAIN, too, %r for one: the accuracy is too high",
+                *(len(self.trained_on), len(self.test.files), self.trained_on[0]),
+            )
 
     def _outputs(self, folder: ImageSource) -> torch.Tensor:
         size = self.cfg.VIEWS.CROP_SIZE
@@ -304,6 +317,7 @@ class _Run:
             "test": {"images": len(self.test.files), "sha256": self.identity["test"]},
             "classes": len(self.train.classes()),
             "test_images_seen": self.seen,
+            "test_images_in_train": len(self.trained_on),
             "processes": world_size(),
             "seconds": round(seconds, 1),
             "versions": versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_test_images_of_the_pretraining_are_refused(
         run(folders, checkpoint, tmp_path / "run")
     results = run(folders, checkpoint, tmp_path / "run", "DATA.ALLOW_SEEN", "True")
     assert results["test_images_seen"] == 2
+
+
+def test_test_images_of_the_training_are_told_of(
+    folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("a/000.jpg", "b/001.jpg"):
+        shutil.copy(folders[0] / name, folders[1] / "c" / name.replace("/", "_"))
+    results = run(folders, checkpoint, tmp_path / "run", "SOLVER.EPOCHS", "1")
+    assert results["test_images_in_train"] == 2
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "2 of 9 test images are in DATA.TRAIN, too, 'c/a_000.jpg' for one" in log
 
 
 def test_a_damaged_image_is_named(
