@@ -16,6 +16,7 @@ import torch
 
 from pretrain.suggest.survey import Survey
 from runtime.errors import InputError
+from runtime.urls import is_url
 
 PAPER_BATCH, PAPER_LR = 256, 0.03
 PAPER_QUEUE = 65536
@@ -70,7 +71,7 @@ def choose(root: str | Path, images: Survey, machine: Machine) -> list[Choice]:
     queue = _queue(count, batch)
     follow = _momentum(steps)
     return [
-        Choice("DATA.ROOT", os.path.abspath(root) if os.path.exists(root) else str(root), ""),
+        Choice("DATA.ROOT", str(root) if is_url(str(root)) else os.path.abspath(root), ""),
         _arch(machine),
         Choice("MODEL.MLP", True, "MoCo v2's head"),
         Choice("MODEL.TEMPERATURE", 0.2, "MoCo v2's, together with its head"),

@@ -14,6 +14,7 @@ import yaml
 
 from pretrain.checks import check_data, check_values
 from pretrain.config import load_cfg
+from pretrain.source.decode import printable
 from pretrain.source.open_source import open_source
 from pretrain.suggest.choice import Choice, Machine, choose
 from pretrain.suggest.survey import Survey, survey
@@ -78,6 +79,7 @@ def _section(choice: Choice) -> str:
 
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
+    text = printable(text)
     return textwrap.wrap(
         text, WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False
     )

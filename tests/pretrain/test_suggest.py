@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -103,6 +104,23 @@ def test_comments_are_comments(tmp_path: Path) -> None:
     cfg = load_cfg(str(tmp_path / "x.yaml"), [])
     assert (cfg.SEED, cfg.DATA.ROOT) == (1, "a: #b\n'")
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_root_of_any_bytes_is_found_again(tmp_path: Path) -> None:
+    """A name that is no text, or has control characters, ended in a traceback."""
+    root = os.path.join(tmp_path, os.fsdecode(b"im\xe9ages \x07 # a: b\n"))
+    text = render(choose(root, images(100), CPU), [f"Suggested for {root}"])
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    assert root == load_cfg(str(tmp_path / "x.yaml"), []).DATA.ROOT
+
+
+def test_the_recipe_can_be_used_in_any_folder() -> None:
+    for root, written in {
+        "photos": f"{os.getcwd()}/photos",
+        "x-{0..3}.tar": f"{os.getcwd()}/x-{{0..3}}.tar",
+        "s3://bucket/x/": "s3://bucket/x/",
+    }.items():
+        assert choose(root, images(100), CPU)[0].value == written
 
 
 def test_usable_gpus() -> None:
