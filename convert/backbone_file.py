@@ -83,11 +83,9 @@ def write_backbone(
 
 
 def check_name(path: str | Path) -> None:
-    """Detectron2 reads other names as torch files: refuse them. The folder must exist."""
+    """Detectron2 reads other names as torch files: refuse them."""
     if Path(path).suffix != ".pkl":
         raise InputError(f"{str(path)!r} must end in .pkl: Detectron2 goes by the name")
-    if not Path(path).resolve().parent.is_dir():
-        raise InputError(f"there is no folder {str(Path(path).resolve().parent)!r}: make it first")
 
 
 def read_backbone(path: str | Path) -> Backbone:

@@ -14,6 +14,7 @@ from typing import Any
 
 from convert.formats import FORMATS, OTHER
 from convert.inspection import describe, inspect
+from convert.output import writing
 from convert.to_detectron2 import Converted, convert_file
 from runtime.errors import EXIT_WRONG_INPUT, InputError, exit_code
 
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.out_dir:
         targets = {file: Path(args.out_dir) / f"{_name_of(file)}.pkl" for file in args.files}
         _check_targets(targets)
+        with writing(args.out_dir):
+            Path(args.out_dir).mkdir(parents=True, exist_ok=True)
         _each(args.files, lambda file: _one_line(file, targets[file], args))
     else:
         if len(args.files) != 2:
@@ -64,7 +67,6 @@ def _check_targets(targets: dict[str, Path]) -> None:
     for file, target in targets.items():
         if Path(file).resolve() == target.resolve():
             raise InputError(f"{file} would be overwritten: name another --out-dir")
-        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _one_line(file: str, target: Path, args: argparse.Namespace) -> None:

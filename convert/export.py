@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from convert.conventions import IMAGENET_RGB, Conventions
+from convert.output import writing
 from convert.source import Source
 from runtime.errors import InputError
 from runtime.files import atomic_write
@@ -147,14 +148,12 @@ def _mmdet_usage(source: Source) -> tuple[str, ...]:
 
 
 def check_target(path: str | Path, to: str) -> None:
-    """InputError where the name's ending or the folder does not fit."""
+    """InputError where the name's ending does not fit."""
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise InputError(f"{str(target)!r} must end in {' or '.join(SUFFIXES)}")
     if target.suffix == ".safetensors" and to == "mmdet":
         raise InputError("MMDetection does not read safetensors: name a .pth")
-    if not target.resolve().parent.is_dir():
-        raise InputError(f"there is no folder {str(target.resolve().parent)!r}: make it first")
 
 
 def write(path: str | Path, exported: Exported, to: str) -> None:
@@ -175,7 +174,7 @@ def write(path: str | Path, exported: Exported, to: str) -> None:
         back = torch.load(stream, weights_only=True)
         back = back["state_dict"] if to == "mmdet" else back
     _check_equal(back, tensors, path)
-    with atomic_write(path) as file:
+    with writing(path), atomic_write(path) as file:
         file.write(content)
 
 

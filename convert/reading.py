@@ -31,7 +31,10 @@ def read_checkpoint(path: str | Path) -> Any:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"no checkpoint at {str(file)!r}: name an existing file")
-    return _READERS[_kind(file)](file)
+    try:
+        return _READERS[_kind(file)](file)
+    except OSError as error:
+        raise InputError(f"cannot read {str(file)!r}: {error.strerror or error}") from error
 
 
 def _kind(file: Path) -> str:

@@ -13,6 +13,7 @@ from convert.architecture import Architecture
 from convert.backbone_file import Backbone, check_name, write_backbone
 from convert.detect import Found
 from convert.naming import detectron2_name
+from convert.output import check_output, writing
 from convert.source import read_source
 from convert.verify import TORCHVISION, Verification, features, verify
 from convert.yaml_beside import check_yaml, write_yaml
@@ -85,12 +86,17 @@ def convert_file(
     name.
     """
     check_name(target)
-    check_yaml(target)
+    check_output(target, source)
+    if not check_yaml(target).exists() and Path(target).exists():
+        raise InputError(f"{target} would be overwritten, and no .yaml of this tool lies beside it")
     converted = convert(source, allow_missing, with_detectron2, name=name, branch=branch)
-    write_backbone(
-        target, converted.backbone, lambda written: _check_written(written, converted, str(target))
-    )
-    write_yaml(target, converted.backbone.conventions)
+    with writing(target):
+        write_backbone(
+            target,
+            converted.backbone,
+            lambda written: _check_written(written, converted, str(target)),
+        )
+        write_yaml(target, converted.backbone.conventions)
     return converted
 
 

@@ -27,7 +27,8 @@ MARK = "# Written by convert_to_d2.py: "
 def check_yaml(weights: str | Path) -> Path:
     """The file beside ``weights``. InputError where it exists and somebody else wrote it."""
     file = Path(weights).with_suffix(".yaml")
-    if file.exists() and not file.read_text(errors="replace").startswith(MARK):
+    own = file.is_file() and file.read_text(errors="replace").startswith(MARK)
+    if file.exists() and not own:
         raise InputError(
             f"{file} would be overwritten, and is not of this tool: give {Path(weights).name} "
             "another name"

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from convert.export import TARGETS, check_target, export, write
+from convert.output import check_output
 from convert.source import read_source
 from runtime.errors import exit_code
 
@@ -20,6 +21,7 @@ EXAMPLE = """examples:
 
 def main(args: argparse.Namespace) -> None:
     check_target(args.output, args.to)
+    check_output(args.output, args.source)
     source = read_source(args.source, name=args.format, branch=args.branch)
     exported = export(source, args.to, args.fold)
     write(args.output, exported, args.to)

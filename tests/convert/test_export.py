@@ -184,10 +184,15 @@ def test_command_line(weights: Path, tmp_path: Path) -> None:
     assert line in done.stdout
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert json.loads(file.metadata()["conventions"])["channel_order"] == "RGB"
-    for target, message in (
-        ("out.pkl", "must end in .pth or .safetensors"),
-        ("no/out.pth", "there is no folder"),
+    pkl, pth = weights / "resnet18.pkl", weights / "resnet18.pth"
+    before = pth.read_bytes()
+    for source, target, message in (
+        (pkl, "out.pkl", "must end in .pth or .safetensors"),
+        (pkl, "no/out.pth", "there is no folder"),
+        (pth, str(pth), "resnet18.pth would be overwritten"),
+        (pkl, "/proc/x.pth", "cannot write '/proc/x.pth'"),
     ):
-        done = tool(str(weights / "resnet18.pkl"), target, "--to", "timm")
+        done = tool(str(source), target, "--to", "timm")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
+    assert pth.read_bytes() == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import caffe2, moco
+from layouts import caffe2, detectron2, moco
 from networks import backbone, resnext, write
 
 from convert.to_detectron2 import convert, convert_file
@@ -30,6 +30,30 @@ def test_yaml_beside(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"moco\.yaml would be overwritten"):
         convert_file(file, tmp_path / "moco.pkl")
     assert not (tmp_path / "moco.pkl").exists()
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
+    own = convert_file(write(backbone(1), tmp_path / "a.pth"), tmp_path / "own.pkl")
+    foreign = write({"model": detectron2(backbone(1)), "__author__": "MOCO"}, tmp_path / "d2.pkl")
+    (tmp_path / "folder.pkl").mkdir()
+    (tmp_path / "b.yaml").mkdir()
+    (tmp_path / "link.pkl").symlink_to("own.pkl")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    for source, target, message in (
+        ("own.pkl", "own.pkl", "own.pkl would be overwritten: name another"),
+        ("own.pkl", "link.pkl", "own.pkl would be overwritten: name another"),
+        ("d2.pkl", "d2.pkl", "d2.pkl would be overwritten"),
+        ("a.pth", "d2.pkl", "d2.pkl would be overwritten, and no .yaml of this tool"),  # *.pkl
+        ("a.pth", "folder.pkl", "folder.pkl' is a folder"),
+        ("a.pth", "b.pkl", "b.yaml would be overwritten"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert_file(tmp_path / source, tmp_path / target)
+    with pytest.raises(InputError, match=r"cannot write '/proc/x.pkl'"):
+        convert_file(tmp_path / "a.pth", "/proc/x.pkl")
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    again = convert_file(foreign, tmp_path / "own.pkl")
+    assert again.format.name != own.format.name
 
 
 def test_yaml_of_folded_bn_freezes_it(tmp_path: Path) -> None:
