@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ def _count(state: Mapping[str, torch.Tensor], names: list[str]) -> int:
 
 
 def _statistics(state: Mapping[str, torch.Tensor], names: list[str]) -> dict[str, Any]:
-    """Of one stage. Deviations are about 0; the variances of dead channels are near 0."""
+    """Of one stage; None where not finite.
+
+    Deviations are about 0; the variances of dead channels are near 0.
+    """
     values = {
         "convolution_std": [n for n in names if state[n].ndim == 4],
         "norm_weight_mean": [n for n in names if n.endswith(".weight") and state[n].ndim == 1],
@@ -63,8 +67,9 @@ def _statistics(state: Mapping[str, torch.Tensor], names: list[str]) -> dict[str
     for what, chosen in values.items():
         joined = torch.cat([state[n].flatten().float() for n in chosen] or [torch.zeros(0)])
         square = joined.square() if what.endswith("std") else joined
-        mean = float(square.mean()) if len(joined) else None
-        out[what] = mean**0.5 if mean is not None and what.endswith("std") else mean
+        mean = float(square.mean()) if len(joined) else math.nan
+        value = mean**0.5 if what.endswith("std") else mean
+        out[what] = value if math.isfinite(value) else None  # JSON has no NaN
     return out
 
 

@@ -276,3 +276,6 @@ def test_statistics_of_a_stage_are_those_of_its_tensors(tmp_path: Path) -> None:
     assert found["convolution_std"] == pytest.approx(float(convs.square().mean().sqrt()))
     assert found["running_mean_std"] == pytest.approx(float(means.square().mean().sqrt()))
     assert found["tensors"] == sum(n.startswith("layer2") for n in state)
+    state["layer2.0.bn1.running_mean"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    json.dumps(inspect(tmp_path / "nan.pth"), allow_nan=False)
