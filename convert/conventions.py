@@ -6,13 +6,14 @@ with. So the conventions are stored with the weights, and applied from there.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from convert.architecture import Architecture
+from convert.architecture import BLOCKS, Architecture
 from convert.foreign import arguments
 from runtime.errors import InputError
 from runtime.yaml_file import read_recipe
@@ -87,7 +88,7 @@ class Conventions:
 
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Conventions:
-        """The inverse of :meth:`to_dict`. InputError where an entry is missing."""
+        """The inverse of :meth:`to_dict`. InputError where an entry is missing or impossible."""
         optional = ("groups", "out_channels", "frozen_bn", "assumed")  # older files have none
         names = [f.name for f in fields(cls)]
         if not isinstance(values, dict) or any(
@@ -95,10 +96,48 @@ class Conventions:
         ):
             raise InputError(f"{source} carries incomplete conventions: convert it again")
         known = {name: values[name] for name in names if name in values}
+        for name, possible in POSSIBLE.items():
+            if name in known and not possible(known[name]):
+                raise InputError(
+                    f"{source} carries impossible conventions, {name} {str(known[name])[:60]!r}: "
+                    "convert it again"
+                )
         for name in ("pixel_mean", "pixel_std"):
             known[name] = tuple(float(x) for x in known[name])
         return cls(**known)
 
+
+def _three(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in values)
+    )
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+POSSIBLE: Mapping[str, Callable[[Any], bool]] = {
+    "channel_order": lambda value: value in ("RGB", "BGR"),
+    "pixel_mean": _three,
+    "pixel_std": lambda value: _three(value) and min(value) > 0,
+    "depth": lambda value: _count(value) and value in BLOCKS.values(),
+    **dict.fromkeys(("stem_channels", "planes", "groups"), _count),
+    "out_channels": lambda value: value == 0 or _count(value),
+    **dict.fromkeys(("stride_in_1x1", "frozen_bn"), _is_bool),
+    **dict.fromkeys(("source_format", "branch", "source_sha256", "assumed"), _is_text),
+    "pretraining": lambda value: isinstance(value, dict),
+}
 
 # How formats want their input. Mean and standard deviation of ImageNet as every torchvision-style
 # recipe states them, times 255.

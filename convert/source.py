@@ -115,7 +115,13 @@ def _conventions(
     meta = content.get("meta")
     for entry in (content, meta if isinstance(meta, Mapping) else {}):
         if "conventions" in entry:  # a backbone.pkl of this toolkit, or its export for MMDetection
-            return Conventions.from_dict(entry["conventions"], str(path))
+            carried = Conventions.from_dict(entry["conventions"], str(path))
+            if carried.architecture != architecture:
+                raise InputError(
+                    f"{path} says that it is a {carried.architecture.name}, and its tensors are of "
+                    f"a {architecture.name}: convert the original checkpoint again"
+                )
+            return carried
     usual = found.format.conventions
     if callable(usual):
         usual = usual(architecture, folded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fvcore.common.config import CfgNode
 from layouts import LAYOUTS, Layout, caffe2, detectron2, head, lightly, lightning, moco, under
 from networks import backbone, network, resnext, write
 
+from convert.backbone_file import read_backbone
 from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR
 from convert.detect import detect
 from convert.formats import FORMATS
@@ -143,6 +145,38 @@ def test_own_backbone_file_keeps_its_conventions(tmp_path: Path) -> None:
     second = convert_file(tmp_path / "a.pkl", tmp_path / "b.pkl")
     assert second.backbone.conventions == first.backbone.conventions
     assert (tmp_path / "a.pkl").read_bytes() == (tmp_path / "b.pkl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("channel_order", "GBR"),
+        ("pixel_mean", "abc"),
+        ("pixel_mean", [1.0, float("nan"), 1.0]),
+        ("pixel_std", [1.0, 1.0]),
+        ("pixel_std", [1.0, 0.0, 1.0]),
+        ("stride_in_1x1", "no"),
+        ("depth", "18"),
+        ("depth", 20),
+        ("groups", 0),
+        ("pretraining", None),
+    ],
+)
+def test_impossible_conventions_are_refused(tmp_path: Path, entry: str, value: object) -> None:
+    convert_file(write(backbone(1), tmp_path / "a.pth"), tmp_path / "a.pkl")
+    content = pickle.loads((tmp_path / "a.pkl").read_bytes())
+    content["conventions"][entry] = value
+    for reads in (read_source, read_backbone):
+        with pytest.raises(InputError, match=f"carries impossible conventions, {entry} "):
+            reads(write(content, tmp_path / "b.pkl"))
+
+
+def test_conventions_of_another_network_are_refused(tmp_path: Path) -> None:
+    convert_file(write(backbone(1), tmp_path / "a.pth"), tmp_path / "a.pkl")
+    content = pickle.loads((tmp_path / "a.pkl").read_bytes())
+    content["conventions"]["depth"] = 34
+    with pytest.raises(InputError, match=r"says that it is a resnet34.*tensors are of a resnet18"):
+        read_source(write(content, tmp_path / "b.pkl"))
 
 
 def test_conventions_that_a_file_says_or_leaves_open(tmp_path: Path) -> None:
