@@ -19,6 +19,7 @@ PACKAGES = (
     *("argparse", "omegaconf", "numpy", "mmengine", "mmcv", "vissl"),
     *("lightly_train", "timm", "torchvision"),
     *("torch.nn.modules", "torch.nn.parallel"),  # lightly-train saves whole networks, too
+    *("torch.optim", "pathlib", "datetime", "functools"),  # of what Lightning was called with
 )
 NAMES = ("builtins.getattr",)  # mmengine's meters refer to their own methods
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").write_bytes(b"")
     data[len(data) // 2] ^= 1  # one bit of one weight, which torch.load does not notice
     (tmp_path / "flipped.pth").write_bytes(data)
-    torch.save({"state_dict": Path("x")}, tmp_path / "objects.pth")
+    torch.save({"state_dict": Fraction(1)}, tmp_path / "objects.pth")
     for name in ("truncated", "empty", "flipped", "objects"):
         with pytest.raises(InputError, match=name):
             read_checkpoint(tmp_path / f"{name}.pth")

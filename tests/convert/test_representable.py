@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +68,27 @@ def test_foreign_objects_are_records_that_run_nothing(tmp_path: Path) -> None:
     torch.save({"a": meters}, tmp_path / "objects.pth")
     assert all(isinstance(a, Record) for a in read_checkpoint(tmp_path / "objects.pth")["a"])
     torch.save({"a": Calls(os.mkdir, str(mark))}, tmp_path / "os.pth")
-    torch.save({"a": Calls(Path, "x")}, tmp_path / "path.pth")
-    for name in ("os", "path"):
+    torch.save({"a": Calls(shutil.copy, "x", str(mark))}, tmp_path / "copy.pth")
+    for name in ("os", "copy"):
         with pytest.raises(InputError, match="cannot be read safely"):
             read_checkpoint(tmp_path / f"{name}.pth")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pth"] * 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Namespace(data=Path("x")),
+        partial(torch.optim.SGD, lr=0.1),
+        timedelta(1),
+        torch.optim.AdamW,
+    ],
+)
+def test_what_a_trainer_was_called_with_is_no_obstacle(tmp_path: Path, value: object) -> None:
+    """Lightning keeps its module's arguments under ``hyper_parameters``."""
+    content = {"hyper_parameters": {"x": value}, "state_dict": backbone(1)}
+    found = read_source(write(content, tmp_path / "x.pth")).backbone
+    assert torch.equal(found["conv1.weight"], backbone(1)["conv1.weight"])
 
 
 def refused(how: str) -> State:
