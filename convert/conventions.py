@@ -15,6 +15,7 @@ from typing import Any
 
 from convert.architecture import BLOCKS, Architecture
 from convert.foreign import arguments
+from convert.hub_config import hub_config
 from runtime.errors import InputError
 from runtime.yaml_file import read_recipe
 
@@ -177,11 +178,11 @@ def caffe2_conventions(architecture: Architecture, folded: bool) -> dict[str, An
 
 
 def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Conventions that the checkpoint itself records; empty where it does not.
+    """Conventions that the checkpoint ``source`` records; empty where it does not.
 
-    lightly-train records mean and std (``normalize_args``), timm's ``train.py`` where they were
-    given to it (``args``), OpenMMLab its configuration (``meta.cfg``, before MMEngine
-    ``meta.config``).
+    lightly-train records mean and std (``normalize_args``), so does timm's ``train.py`` where
+    they were given to it (``args``), and timm for the Hub (``config.json``); OpenMMLab records
+    its configuration (``meta.cfg``, before MMEngine ``meta.config``).
     """
     entry = content.get("lightly_train")
     values = entry.get("normalize_args") if isinstance(entry, Mapping) else None
@@ -190,6 +191,9 @@ def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     args = arguments(content)
     if "arch" in content and args.get("mean") and args.get("std"):
         return _normalisation(args, f"args of {source}")
+    timm = hub_config(source).get("pretrained_cfg", {})
+    if timm.get("mean") and timm.get("std"):
+        return _normalisation(timm, f"config.json beside {source}")
     return _in_configuration(configuration(content))
 
 

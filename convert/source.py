@@ -15,6 +15,7 @@ from convert.completeness import check_complete
 from convert.conventions import Conventions, configuration, said_beside, said_inside
 from convert.detect import Found, all_tensors, backbone_state, detect, head_tensors
 from convert.foreign import arguments
+from convert.hub_config import hub_config
 from convert.reading import read_checkpoint
 from convert.seen_images import SeenImages
 from runtime.errors import InputError
@@ -89,12 +90,16 @@ def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
 
 
 def _refuse_by_words(content: Mapping[str, Any], path: str | Path) -> None:
-    """What no tensor shows, but the entries of a full checkpoint or timm's file name says."""
-    args, arch = arguments(content), content.get("arch")
-    names = [arch if isinstance(arch, str) else "", Path(path).name]
-    options = args.get("model_kwargs")
+    """What no tensor shows, but entries of the file, its name or timm's ``config.json`` say."""
+    args, hub = arguments(content), hub_config(path)
+    names = [content.get("arch"), hub.get("architecture"), Path(path).name]
+    options = hub.get("model_args") or args.get("model_kwargs")
     options = options if isinstance(options, Mapping) else {}
-    reasons = [f"{name} pools with a blur (anti-aliased)" for name in names if BLURRED.search(name)]
+    reasons = [
+        f"{name} pools with a blur (anti-aliased)"
+        for name in names
+        if isinstance(name, str) and BLURRED.search(name)
+    ]
     reasons += [f"{key} {options[key]!r}" for key in INVISIBLE if options.get(key)]
     found = BN_WITH_EPS.search(configuration(content))
     eps = float(found[1]) if found else args.get("bn_eps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -157,3 +158,27 @@ def test_plain_words(tmp_path: Path) -> None:
     said = read_source(write(content, tmp_path / "resnet18.pth")).conventions
     assert (said.pixel_mean, said.pixel_std) == ((127.5, 102.0, 76.5), (51.0, 51.0, 63.75))
     assert not said.assumed
+
+
+def test_timms_configuration_from_the_hub(tmp_path: Path) -> None:
+    """``config.json`` as timm 1.0.31's ``save_for_hf`` writes it beside the weights."""
+    config = {
+        "architecture": "resnet18",
+        "model_args": {"in_chans": 3},
+        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+    }
+    file = write(backbone(1), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = read_source(file).conventions
+    assert (said.pixel_mean, said.pixel_std) == ((127.5,) * 3, (51.0,) * 3)
+    assert not said.assumed
+    assert read_source(write(backbone(1), tmp_path / "mine.safetensors")).conventions.assumed
+    for more, message in (
+        ({"architecture": "resnetaa50"}, "resnetaa50 pools with a blur"),
+        ({"model_args": {"output_stride": 8}}, "output_stride 8"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | more))
+        with pytest.raises(InputError, match=message):
+            read_source(file)
+    (tmp_path / "config.json").write_text("[" * 100_000)  # somebody else's
+    assert read_source(file).conventions.assumed
