@@ -55,6 +55,7 @@ def make_shards(
     made_with = options.made_with(source.fingerprint())
     _refuse_others(folder, made_with)
     print(f"{shown(root)}: {counted(len(source.files), 'image')}, {about_classes}")
+    source.describe()
     if options.short_side:
         print(f"--short-side {options.short_side}: {RECIPE_CHANGES}")
     try:

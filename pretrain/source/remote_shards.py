@@ -139,6 +139,7 @@ class RemoteShards(Shards):
         )
         for doubt in self.doubts:
             log.warning("%s", doubt)
+        super().describe()
 
 
 def _names_a_server(url: str) -> bool:

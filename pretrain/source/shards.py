@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ from pretrain.source.tar_index import (
     TarIndex,
     index_tar,
     original_digest,
+    sample_key,
     tars_in,
 )
 from runtime.errors import InputError
 from runtime.urls import shown
+
+log = logging.getLogger("moco")
 
 MAX_SHARDS = 1_000_000  # that a pattern may name
 LOOKED_AT = 1000  # images with raw pixels, for the fingerprint: at least so many, or all
@@ -67,6 +72,16 @@ class Shards(ImageSource):
         names = [os.path.relpath(path, root).replace(os.sep, "/") for path in shards]
         places = joined_places(names, [index_tar(path) for path in shards])
         return cls(root, shards=tuple(shards), names=common_classes(beside), **places)
+
+    def describe(self) -> None:
+        """Warn where samples hold several images: a mask beside a photo would be trained on."""
+        pairs = [(a, b) for a, b in pairwise(self.files) if sample_key(a) == sample_key(b)]
+        if pairs:
+            log.warning(
+                "%d image(s) share a sample with the one before, the first two are %r and %r: "
+                "each counts as an image of its own; masks and the like must not be in the shards",
+                *(len(pairs), *pairs[0]),
+            )
 
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``. InputError where that fails."""

@@ -163,14 +163,14 @@ def _scan(path: Path) -> TarIndex:
             if member.name in found[kind]:
                 raise InputError(f"{str(path)!r} holds {member.name!r} twice: make the shard anew")
             found[kind][member.name] = member
-        classes = {_key(name): _class(path, stream, m) for name, m in found["class"].items()}
+        classes = {sample_key(name): _class(path, stream, m) for name, m in found["class"].items()}
         images = found["image"] | _raw_images(path, stream, found)
     if not images:
         known = " ".join((*IMAGE_SUFFIXES, raw.SUFFIX))
         raise InputError(f"{str(path)!r} holds no images: looked for {known}")
-    originals = {_key(name): member.offset_data for name, member in found["original"].items()}
+    originals = {sample_key(name): member.offset_data for name, member in found["original"].items()}
     members = sorted(images.values(), key=lambda member: member.offset_data)
-    keys = [_key(member.name) for member in members]
+    keys = [sample_key(member.name) for member in members]
     return TarIndex(
         tuple(member.name for member in members),
         np.array([member.offset_data for member in members], dtype=np.int64),
@@ -217,8 +217,8 @@ def _raw_images(
     path: Path, stream: IO[bytes], found: dict[str, dict[str, tarfile.TarInfo]]
 ) -> dict[str, tarfile.TarInfo]:
     """The .npy members that are images: beside a JPEG, say, they are something about it."""
-    with_image = {_key(name) for name in found["image"]}
-    images = {name: m for name, m in found["raw"].items() if _key(name) not in with_image}
+    with_image = {sample_key(name) for name in found["image"]}
+    images = {name: m for name, m in found["raw"].items() if sample_key(name) not in with_image}
     for name, member in images.items():
         head = os.pread(stream.fileno(), raw.HEADER_BYTES, member.offset_data)
         try:
@@ -272,7 +272,7 @@ def _class(path: Path, stream: IO[bytes], member: tarfile.TarInfo) -> int:
     return value
 
 
-def _key(name: str) -> str:
+def sample_key(name: str) -> str:
     """WebDataset's key of a sample: the name up to the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]

@@ -143,3 +143,20 @@ def test_a_shard_that_cannot_be_read_is_named(
     monkeypatch.setattr(tar_index, "_members", fail)
     with pytest.raises(InputError, match=r"cannot read .*000.tar': Permission denied"):
         open_source(as_source("shards", image_folder))
+
+
+def test_images_that_share_a_sample_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Photo and mask are both images by their suffix; nobody shall train on masks unnoticed."""
+    for shard, names in (
+        ("plain", ("a.jpg", "b.png", "d/a.jpg")),
+        ("masks", ("a.jpg", "a.mask.png", "b.mask.png", "b.jpg")),
+    ):
+        write_tar(tmp_path / f"{shard}.tar", [(name, b"pixels") for name in names])
+    open_source(tmp_path / "plain.tar").describe()
+    assert not caplog.messages
+    open_source(tmp_path / "masks.tar").describe()
+    (said,) = caplog.messages
+    assert said.startswith("2 image(s) share a sample with the one before, the first two are")
+    assert "'masks.tar/a.jpg' and 'masks.tar/a.mask.png'" in said
