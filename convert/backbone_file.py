@@ -10,7 +10,7 @@ and the backbone of an FPN. It ignores entries that it does not know.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ class Backbone:
     incomplete: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] | None = None
 
-    @property
-    def gaps(self) -> str:
-        """What is incomplete, in a line for a log; "" where nothing is."""
+    def doubts(self) -> Iterator[str]:
+        """Why a comparison with these weights may not be what it seems: each a line for a log."""
         names = [f"{name} {why}" for name, why in self.incomplete.items()]
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        return f"converted with --allow-missing, {len(names)} incomplete: {shown}" if names else ""
+        if names:
+            yield f"converted with --allow-missing, {len(names)} incomplete: {shown}"
+        if detector := self.conventions.detector:
+            yield f"the backbone of a trained detector (its file held {detector})"
 
 
 def write_backbone(

@@ -105,7 +105,8 @@ def _headline(file: str, converted: Converted) -> str:
     conventions = converted.backbone.conventions
     found = converted.format
     branch = f", taking {found.taken} (not taken: {found.not_taken})" if found.not_taken else ""
-    return f"{file}: {conventions.source_format}{branch}, {converted.architecture.name}"
+    detector = " OF A TRAINED DETECTOR" if conventions.detector else ""
+    return f"{file}: {conventions.source_format}{branch}, {converted.architecture.name}{detector}"
 
 
 def _outcome(converted: Converted) -> str:

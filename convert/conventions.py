@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ class Conventions:
         return Architecture(
             self.depth, self.stem_channels, self.planes, self.groups, self.out_channels
         )
+
+    @property
+    def detector(self) -> str:
+        """A tensor of the trained detector that the backbone was taken from; "" without one."""
+        return str(self.pretraining.get("detector", ""))
+
+    def of_detector(self, tensor: str) -> Conventions:
+        """The same for a backbone out of a detector that ``tensor`` is another part of."""
+        return replace(self, pretraining=self.pretraining | {"detector": tensor})
 
     def detectron2_keys(self) -> dict[str, Any]:
         """The configuration keys that these weights need, with their values."""

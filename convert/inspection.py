@@ -76,8 +76,9 @@ def _statistics(state: Mapping[str, torch.Tensor], names: list[str]) -> dict[str
 def describe(found: Mapping[str, Any]) -> str:
     """The lines of ``--inspect`` for what :func:`inspect` found."""
     branch = f", {found['taken']} (or {found['not_taken']})" if found["not_taken"] else ""
+    detector = " OF A TRAINED DETECTOR" if "detector" in found["conventions"]["pretraining"] else ""
     lines = [
-        f"{found['file']}: {found['format']}{branch}, {found['architecture']}, "
+        f"{found['file']}: {found['format']}{branch}, {found['architecture']}{detector}, "
         f"{found['parameters']:,} parameters",
         "  stage  tensors  parameters  conv std  norm weight  running mean std  running var",
     ]

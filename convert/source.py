@@ -21,6 +21,10 @@ from convert.seen_images import SeenImages
 from runtime.errors import InputError
 from runtime.files import sha256
 
+# Parts of detectors: Detectron2's (C4 models have res5 there, too), MMDetection's, torchvision's
+DETECTOR = re.compile(
+    r"(^|\.)(proposal_generator|rpn(_head)?|roi_heads?(?!\.res5)|(bbox|mask|keypoint)_head)\."
+)
 BLURRED = re.compile("resnet(blur|aa)")
 BN_WITH_EPS = re.compile(  # of OpenMMLab, in either order
     r"norm_cfg\s*=\s*dict\((?=[^()]*BN)[^()]*\beps\s*=\s*(\d+(?:\.\d+)?(?:e-?\d+)?)"
@@ -77,13 +81,16 @@ def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
     state = backbone_state(content, found, source)
     _refuse_by_words(content, path)
     architecture = identify(state, source)
+    tensors = all_tensors(content, found)
+    conventions = _conventions(content, found, architecture, is_folded(state), path)
+    part = next((name for name in tensors if DETECTOR.search(name)), "")
     return Source(
         backbone=state,
         head=head_tensors(content, found),
         architecture=architecture,
-        conventions=_conventions(content, found, architecture, is_folded(state), path),
+        conventions=conventions.of_detector(part) if part else conventions,
         format=found,
-        tensors=all_tensors(content, found),
+        tensors=tensors,
         seen=SeenImages.from_dict(content.get("seen_images"), source),
         incomplete={},
     )

@@ -134,9 +134,29 @@ def test_detectron2_file_of_unknown_conventions(tmp_path: Path) -> None:
     )
     source = read_source(file)
     said = source.conventions
+    assert said.detector == "proposal_generator.rpn_head.conv.weight"
+    assert ", resnet18w0.25x OF A TRAINED DETECTOR, " in describe(inspect(file))
     assert (said.channel_order, said.pixel_mean, said.pixel_std) == ("BGR", (1, 2, 3), (4, 5, 6))
     assert said.stride_in_1x1
     assert all(torch.equal(source.backbone[n], v) for n, v in backbone(1).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "detector"),
+    [
+        *(("bbox_head.fcos_cls", True), ("rpn_head.rpn_conv", True), ("neck.mlp.0", False)),
+        *(("head.fc", False), ("roi_head.bbox_head.fc_cls", True)),
+    ],
+)
+def test_mmdetections_detectors_are_known(tmp_path: Path, name: str, detector: bool) -> None:
+    """They have MMPretrain's layout, and its backbone would pass for a pretrained one."""
+    state = under("backbone.", backbone(1)) | head(name)
+    content = {"meta": {"cfg": ""}, "state_dict": state}
+    file = write(content, tmp_path / "x.pth")
+    first = convert_file(file, tmp_path / "a.pkl").backbone
+    again = convert_file(tmp_path / "a.pkl", tmp_path / "b.pkl").backbone
+    expected = ["the backbone of a trained detector (its file held " + name + ".weight)"]
+    assert list(first.doubts()) == list(again.doubts()) == (expected if detector else [])
 
 
 def test_own_backbone_file_keeps_its_conventions(tmp_path: Path) -> None:

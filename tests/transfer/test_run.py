@@ -179,15 +179,21 @@ def test_backbone_without_conventions_is_refused(world: Path, tmp_path: Path) ->
 def test_a_file_that_is_incomplete_on_purpose_says_so(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The gap, and nothing else, stays random; log, deviations and results name it."""
-    state = tiny.touched(tiny.ARCH)
-    del state["layer4.1.conv2.weight"]
-    torch.save(state, tmp_path / "part.pth")
+    """The gap, and nothing else, stays random; log, deviations and results name it.
+
+    And that the file was a detector's, whose backbone is no pretrained one.
+    """
+    state = {f"backbone.{name}": value for name, value in tiny.touched(tiny.ARCH).items()}
+    del state["backbone.layer4.1.conv2.weight"]
+    state["bbox_head.weight"] = torch.ones(2)
+    torch.save({"meta": {"cfg": ""}, "state_dict": state}, tmp_path / "part.pth")
     convert_file(tmp_path / "part.pth", tmp_path / "part.pkl", allow_missing=True)
     weights = str(tmp_path / "part.pkl")
     done = finetune(job(world, tmp_path / "run", "SOLVER.MAX_ITER", "1", weights=weights))
     line = f"{weights}: converted with --allow-missing, 1 incomplete: res5.1.conv2.weight missing"
     assert line in done["deviations"]
+    detector = "the backbone of a trained detector (its file held bbox_head.weight)"
+    assert f"{weights}: {detector}" in done["deviations"]
     assert f"deviates from the recipe: {line}" in capsys.readouterr().err
     assert done["weights"]["incomplete"] == {"res5.1.conv2.weight": "missing"}
     backbone = read_backbone(weights)

@@ -96,8 +96,11 @@ def resolve(engine: Engine, job: Job, backbone: Backbone | None) -> Resolved:
     check_train_settings(cfg, world_size())
     _check_steps(cfg, job.options)
     _check_test_sets(test, job.options.voc_metric)
-    gaps = [f"{job.weights}: {backbone.gaps}"] if backbone is not None and backbone.gaps else []
-    deviations = (*deviations_from(original, cfg, stated, reasons), *gaps)
+    doubts = backbone.doubts() if backbone is not None else ()
+    deviations = (
+        *deviations_from(original, cfg, stated, reasons),
+        *(f"{job.weights}: {doubt}" for doubt in doubts),
+    )
     seen = seen_test_images(test, backbone, job.options.allow_deviation)
     return Resolved(cfg, deviations, recipe_hash(cfg, job.options), train, test, records, seen)
 
