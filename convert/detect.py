@@ -191,16 +191,19 @@ def _found(content: Any, row: Format, branch: str, present: list[str]) -> Found:
 
 def _elsewhere(content: Any, row: Format) -> Iterator[str]:
     """Places of other ResNets than the format's; the same one may stand twice in a file."""
-    known = [_probe(content, place, row.naming) for place in row.branches.values()]
+    known = [_backbone(content, place, row.naming) for place in row.branches.values()]
     for place in _places(content):
-        weight = _probe(content, place, naming.torchvision)
-        if not any(_equal(weight, other) for other in known):
+        found = _backbone(content, place, naming.torchvision)
+        if not any(_equal(found, other) for other in known):
             yield place
 
 
-def _equal(a: Any, b: Any) -> bool:
-    tensors = isinstance(a, TENSORS) and isinstance(b, TENSORS) and a.shape == b.shape
-    return tensors and bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    def same(x: Any, y: Any) -> bool:
+        tensors = isinstance(x, TENSORS) and isinstance(y, TENSORS) and x.shape == y.shape
+        return tensors and bool((torch.as_tensor(x) == torch.as_tensor(y)).all())
+
+    return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
 
 
 def _entries(content: Any, place: str) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -218,13 +221,14 @@ def _entries(content: Any, place: str) -> tuple[Mapping[str, Any], dict[str, str
 
 
 def _holds_backbone(content: Any, place: str, row: Format) -> bool:
-    return _probe(content, place, row.naming) is not None
+    return PROBE in _backbone(content, place, row.naming)
 
 
-def _probe(content: Any, place: str, names: naming.Naming) -> Any:
-    """The entry at ``place`` that every backbone has; None where no backbone is."""
+def _backbone(content: Any, place: str, names: naming.Naming) -> dict[str, Any]:
+    """The entries at ``place`` by torchvision's names."""
     node, entries = _entries(content, place)
-    return next((node[name] for name, short in entries.items() if names(short) == PROBE), None)
+    found = ((names(short), node[name]) for name, short in entries.items())
+    return {new: value for new, value in found if new is not None}
 
 
 def _marked(content: Any, mark: str) -> bool:

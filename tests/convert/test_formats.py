@@ -16,7 +16,7 @@ from networks import backbone, network, resnext, write
 
 from convert.backbone_file import read_backbone
 from convert.conventions import FAIR_BGR, IMAGENET_RGB, MSRA_BGR
-from convert.detect import detect
+from convert.detect import PROBE, detect
 from convert.formats import FORMATS
 from convert.inspection import describe, inspect
 from convert.source import read_source
@@ -332,6 +332,12 @@ def test_other_takes_the_only_resnet_and_asks_between_two(tmp_path: Path) -> Non
             lightning(backbone=backbone(1), ema_backbone=backbone(2)),
             "backbone",
             "state_dict/ema_backbone.",
+        ),
+        (  # of one convolution, but not of one BN
+            {"model": backbone(1) | {"conv1.weight": backbone(2)["conv1.weight"]}}
+            | {"ema": backbone(2) | {PROBE: backbone(1)[PROBE]}},
+            "'model/'",
+            "ema/",
         ),
     ],
 )
