@@ -65,7 +65,8 @@ def submit(options: str, arguments: Sequence[str], folder: Path, cluster: str = 
 
     ``options`` is e.g. "nodes=8,gpus=8,hours=72,partition=long": machines, GPUs of each (one
     process a GPU; one process for gpus=0), CPU cores of each process, hours of a job, and whatever
-    else ``sbatch`` knows. Logs go to ``folder``. InputError for options that cannot be.
+    else ``sbatch`` knows. Logs go to ``folder``. InputError for options that cannot be, or that
+    ``sbatch`` refuses.
     """
     try:
         import submitit
@@ -82,7 +83,10 @@ def submit(options: str, arguments: Sequence[str], folder: Path, cluster: str = 
         executor.update_parameters(**_parameters(values))
     except (RuntimeError, ValueError, NameError, TypeError) as error:
         raise InputError(f"--slurm {options}: {' '.join(str(error).split())}") from error
-    return executor.submit(Job(arguments)).job_id
+    try:
+        return executor.submit(Job(arguments)).job_id
+    except submitit.core.utils.FailedJobError as error:  # what sbatch says
+        raise InputError(f"--slurm {options}: {error}") from error
 
 
 def parse(options: str) -> dict[str, Any]:

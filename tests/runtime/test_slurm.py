@@ -78,6 +78,13 @@ def test_options(fake_slurm: Path, tmp_path: Path) -> None:
     assert without_option(argv, "--slurm") == ["t.py", "A", "1", "--batch", "8"]
 
 
+def test_what_sbatch_refuses_is_one_line(fake_slurm: Path, tmp_path: Path) -> None:
+    refusal = "#!/bin/sh\necho sbatch: no such partition >&2; exit 1"
+    (tmp_path / "bin" / "sbatch").write_text(refusal)
+    with pytest.raises(InputError, match="--slurm partition=x: sbatch: no such partition"):
+        submit("partition=x", ["tool.py"], tmp_path / "logs")
+
+
 def test_a_stopped_job_is_queued_again_and_continues(image_folder: Path, tmp_path: Path) -> None:
     """SIGUSR1 as Slurm sends it before it takes a machine back."""
     run, epochs = tmp_path / "run", 30
