@@ -31,6 +31,7 @@ from pretrain.pictures import save_views
 from pretrain.precision import set_computation
 from pretrain.report import Report
 from pretrain.saving import FINAL, Saver
+from pretrain.source.decode import printable
 from pretrain.source.flaws import FlawedImages, allowed
 from pretrain.source.images import ImageSource
 from pretrain.source.open_source import open_source
@@ -56,6 +57,8 @@ from runtime.step_watch import StepWatch
 from runtime.stopping import stoppable, stopped
 
 log = logging.getLogger("moco")
+
+SHOWN = 5  # classes in the log: enough to see that train and val are taken for two
 
 
 def pretrain(cfg: CfgNode, resume: bool = False, notes: Sequence[str] = ()) -> Path:
@@ -223,6 +226,11 @@ class _Run:
             world_size(),
             self.device,
         )
+        if cfg.METHOD == "supervised":
+            names = [printable(name) for name in self.folder.classes()]
+            if len(names) > SHOWN:
+                names[SHOWN - 1 : -1] = ["..."]
+            log.info("%d classes: %s", len(self.folder.classes()), ", ".join(names))
         log.info("what the augmentation does to these images: %s", self.output / "views.png")
 
     def _loop(self, loader: Loader, writer: MetricsWriter | None) -> None:

@@ -106,6 +106,7 @@ def test_supervised_learns_the_class_folders(tmp_path: Path) -> None:
     assert state["state_dict"]["module.fc.weight"].shape == (2, 64)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").open()]
     assert rows[-1]["loss"] < 0.1 < rows[0]["loss"]
+    assert "2 classes: blue, red\n" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_two_processes_train_like_one(image_folder: Path, tmp_path: Path) -> None:
