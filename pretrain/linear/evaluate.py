@@ -16,7 +16,7 @@ from torch import nn
 
 from convert.reading import read_checkpoint
 from pretrain import schedule
-from pretrain.checks import check_values
+from pretrain.checks import check_values, late_milestones
 from pretrain.config import without_credentials
 from pretrain.linear import state
 from pretrain.linear.config import (
@@ -183,6 +183,8 @@ class _Run:
         )
         if missing := set(range(len(self.train.classes()))) - set(self.test_labels.tolist()):
             log.warning("%d classes of DATA.TRAIN have no test image", len(missing))
+        for line in late_milestones(self.cfg.SOLVER, "EPOCHS"):
+            log.warning("%s", line)
         self.trained_on = trained_on_test_images(self.train, self.test)
         if self.trained_on:
             log.warning(

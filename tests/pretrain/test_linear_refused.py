@@ -106,7 +106,7 @@ def test_test_images_of_the_pretraining_are_refused(
     assert results["test_images_seen"] == 2
 
 
-def test_test_images_of_the_training_are_told_of(
+def test_test_images_of_the_training_and_late_milestones_are_told_of(
     folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
     for name in ("a/000.jpg", "b/001.jpg"):
@@ -114,6 +114,7 @@ def test_test_images_of_the_training_are_told_of(
     results = run(folders, checkpoint, tmp_path / "run", "SOLVER.EPOCHS", "1")
     assert results["test_images_in_train"] == 2
     log = (tmp_path / "run" / "log.txt").read_text()
+    assert "SOLVER.MILESTONES 2 never come in SOLVER.EPOCHS 1" in log
     assert "2 of 9 test images are in DATA.TRAIN, too, 'c/a_000.jpg' for one" in log
 
 
