@@ -232,7 +232,7 @@ def doubts(cfg: CfgNode, steps_per_epoch: int) -> Iterator[str]:
 
 
 def late_milestones(solver: CfgNode, key: str) -> Iterator[str]:
-    """A line where the rate falls less often than asked for; ``key`` is that of the run's length."""
+    """A line where the rate falls less often than asked for; ``key``: of the run's length."""
     late = [milestone for milestone in solver.MILESTONES if milestone >= solver[key]]
     if late:
         yield (
