@@ -21,6 +21,10 @@ from convert.seen_images import SeenImages
 from runtime.errors import InputError
 from runtime.files import sha256
 
+ASSUMED = "the pixel mean and std of ImageNet"
+# Torchvision's names are also those of weights from Caffe (BGR, stride in the 1x1 convolution).
+BARE = ("torchvision", "other")
+ASSUMED_OF_BARE = f"RGB, {ASSUMED}, and the stride in the 3x3 convolution"
 # Parts of detectors: Detectron2's (C4 models have res5 there, too), MMDetection's, torchvision's
 DETECTOR = re.compile(
     r"(^|\.)(proposal_generator|rpn(_head)?|roi_heads?(?!\.res5)|(bbox|mask|keypoint)_head)\."
@@ -141,7 +145,7 @@ def _conventions(
     if usual is None:
         usual = said_beside(path)
     elif found.format.configurable and not said:
-        said = {"assumed": "the pixel mean and std of ImageNet"}
+        said = {"assumed": ASSUMED_OF_BARE if found.name in BARE else ASSUMED}
     return Conventions(
         **{**usual, **said},
         depth=architecture.depth,

@@ -208,7 +208,10 @@ def test_conventions_that_a_file_says_or_leaves_open(tmp_path: Path) -> None:
     assert not said.assumed
     open_ = read_source(write(backbone(1), tmp_path / "timm.safetensors")).conventions
     assert open_.pixel_mean == IMAGENET_RGB["pixel_mean"]
-    assert "mean and std" in open_.assumed
+    assert open_.assumed.startswith("RGB, the pixel mean and std of ImageNet, and the stride")
+    solo = layouts["solo_learn"](backbone(1), backbone(2))
+    said = read_source(write(solo, tmp_path / "solo.ckpt")).conventions
+    assert said.assumed == "the pixel mean and std of ImageNet"  # its own code builds the rest
     assert not read_source(
         write(moco(backbone(1), backbone(2)), tmp_path / "m.pth")
     ).conventions.assumed
