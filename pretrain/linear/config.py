@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from convert.seen_images import SeenImages
 from pretrain.checks import RULES, Rule
 from pretrain.source.images import ImageSource
 from pretrain.source.shard_cache import DEFAULT_GIB
@@ -110,46 +109,3 @@ def check(cfg: CfgNode, train: ImageSource, world_size: int) -> None:
         )
     if batch % world_size:
         raise InputError(f"SOLVER.BATCH_SIZE {batch} does not divide into {world_size} processes")
-
-
-def seen_test_images(cfg: CfgNode, test: ImageSource, seen: SeenImages | None) -> int | None:
-    """How many test images the encoder was pretrained on; None where its file does not say.
-
-    InputError if there are any and DATA.ALLOW_SEEN is off.
-    """
-    if seen is None:
-        return None
-    found = seen.among(test.files, test.sha256)
-    if found and not cfg.DATA.ALLOW_SEEN:
-        raise InputError(
-            f"{seen.sentence(found, len(test.files))}: take others, or allow it with "
-            "DATA.ALLOW_SEEN True, which results.json will say"
-        )
-    return len(found)
-
-
-def trained_on_test_images(train: ImageSource, test: ImageSource) -> list[str]:
-    """Test images that are training images, too, byte for byte.
-
-    Of very many training images a random sample is looked at (:class:`SeenImages`).
-    """
-    return SeenImages.of(len(train.files), train.sha256).among(test.files, test.sha256)
-
-
-def test_labels(train: ImageSource, test: ImageSource) -> list[int]:
-    """Class index of each test image, in the order of the training classes.
-
-    By name: a class without test images must not shift the others. InputError where a test image
-    is of no training class, or the two are the same images.
-    """
-    if train.root.resolve() == test.root.resolve() and train.files == test.files:
-        raise InputError(f"DATA.TRAIN and DATA.TEST are the same images, {test.place!r}")
-    index = {name: i for i, name in enumerate(train.classes())}
-    names = test.class_names()
-    for name, file in zip(names, test.files, strict=True):
-        if name not in index:
-            raise InputError(
-                f"DATA.TEST: {file!r} is of class {name!r}, which DATA.TRAIN does not have: "
-                f"{', '.join(list(index)[:5])} ..."
-            )
-    return [index[name] for name in names]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,14 +20,8 @@ from pretrain import schedule
 from pretrain.checks import check_values, late_milestones
 from pretrain.config import without_credentials
 from pretrain.linear import state
-from pretrain.linear.config import (
-    LINEAR_RULES,
-    check,
-    seen_test_images,
-    test_labels,
-    trained_on_test_images,
-    view_recipe,
-)
+from pretrain.linear.config import LINEAR_RULES, check, view_recipe
+from pretrain.linear.data import Data, seen_test_images
 from pretrain.linear.features import accuracy, knn_in_parts, outputs
 from pretrain.linear.network import (
     Network,
@@ -38,8 +33,6 @@ from pretrain.linear.network import (
 from pretrain.loading.batches import Batch, EpochBatches, ViewDataset
 from pretrain.loading.loader import Loader
 from pretrain.source.images import ImageSource, UnreadableImageError
-from pretrain.source.open_source import open_source
-from pretrain.source.shard_cache import ShardCache
 from runtime import checkpoints, rundir
 from runtime.config import dump
 from runtime.device import loader_workers, run_device
@@ -70,14 +63,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     is written where recipe, weights, images or folder do not fit.
     """
     check_values(cfg, LINEAR_RULES)
-    cache = ShardCache.of(cfg.DATA.SHARD_CACHE, cfg.DATA.SHARD_CACHE_GIB)
-    train = open_source(cfg.DATA.TRAIN, "DATA.TRAIN", cache)
-    test = open_source(cfg.DATA.TEST, "DATA.TEST", cache)
+    data = Data.open(cfg)
     cfg = without_credentials(cfg)  # it goes into files and logs
-    check(cfg, train, world_size())
-    labels = test_labels(train, test)
-    network = build_network(cfg, len(train.classes()))
-    seen = seen_test_images(cfg, test, network.seen)
+    check(cfg, data.train, world_size())
+    network = build_network(cfg, len(data.train.classes()))
+    data = replace(data, seen=seen_test_images(cfg, data.test, network.seen))
     device = run_device(cfg.DEVICE)
     if cfg.MODE == "finetune" and world_size() > 1 and device.type != "cuda":
         raise InputError("MODE finetune synchronises BN, which torch does on GPUs: use one process")
@@ -85,12 +75,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     barrier()
     if not is_main():
         set_up_logging(None, main=False)
-        return _Run(cfg, train, test, labels, network, seen, device, output, resume).run()
+        return _Run(cfg, data, network, device, output, resume).run()
     with rundir.locked(output):
         set_up_logging(output, main=True)
-        train.describe()
-        test.describe()
-        return _Run(cfg, train, test, labels, network, seen, device, output, resume).run()
+        data.describe()
+        return _Run(cfg, data, network, device, output, resume).run()
 
 
 class _Run:
@@ -99,20 +88,16 @@ class _Run:
     def __init__(
         self,
         cfg: CfgNode,
-        train: ImageSource,
-        test: ImageSource,
-        labels: list[int],
+        data: Data,
         network: Network,
-        seen: int | None,
         device: torch.device,
         output: Path,
         resume: bool,
     ) -> None:
-        self.cfg, self.train, self.test, self.output = cfg, train, test, output
-        self.network, self.seen, self.device = network, seen, device
-        self.test_labels = torch.tensor(labels)
+        self.cfg, self.data, self.output = cfg, data, output
+        self.network, self.device = network, device
         self.frozen = cfg.MODE == "linear"
-        self.steps_per_epoch = len(train.files) // cfg.SOLVER.BATCH_SIZE
+        self.steps_per_epoch = len(data.train.files) // cfg.SOLVER.BATCH_SIZE
         self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
         self.workers = loader_workers(cfg.DATA.NUM_WORKERS)
         self.model = network.model.to(device).to(memory_format=torch.channels_last)
@@ -126,11 +111,8 @@ class _Run:
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             fused=True,
         )
-        self.identity = {
-            "weights": network.conventions.source_sha256 or "random",
-            "train": train.fingerprint(),
-            "test": test.fingerprint(),
-        }
+        weights = network.conventions.source_sha256 or "random"
+        self.identity = {"weights": weights} | data.identity()
         self.found = state.Found()
         self.start = self._resume() if resume else 0
 
@@ -158,7 +140,7 @@ class _Run:
             self._describe()
         self.model.eval()
         with without_classifier(self.model):
-            frozen_test = self._outputs(self.test) if self.frozen else None
+            frozen_test = self._outputs(self.data.test) if self.frozen else None
             if self.start == 0 and self.frozen and self.cfg.KNN.K:
                 self._knn(frozen_test)
         with contextlib.ExitStack() as stack:
@@ -173,24 +155,17 @@ class _Run:
         return self.output / RESULTS
 
     def _describe(self) -> None:
-        conventions = self.network.conventions
+        conventions, data = self.network.conventions, self.data
         branch = f", {conventions.branch}" if conventions.branch else ""
         log.info(
             "%s: %s (%s%s), %s; %d training and %d test images of %d classes; %d steps of %d",
             *(self.cfg.MODE, self.cfg.WEIGHTS, conventions.source_format, branch),
-            *(self.network.architecture.name, len(self.train.files), len(self.test.files)),
-            *(len(self.train.classes()), self.total_steps, self.cfg.SOLVER.BATCH_SIZE),
+            *(self.network.architecture.name, len(data.train.files), len(data.test.files)),
+            *(len(data.train.classes()), self.total_steps, self.cfg.SOLVER.BATCH_SIZE),
         )
-        if missing := set(range(len(self.train.classes()))) - set(self.test_labels.tolist()):
-            log.warning("%d classes of DATA.TRAIN have no test image", len(missing))
         for line in late_milestones(self.cfg.SOLVER, "EPOCHS"):
             log.warning("%s", line)
-        self.trained_on = trained_on_test_images(self.train, self.test)
-        if self.trained_on:
-            log.warning(
-                "%d of %d test images are in DATA.TRAIN, too, %r for one: the accuracy is too high",
-                *(len(self.trained_on), len(self.test.files), self.trained_on[0]),
-            )
+        self.in_both = data.in_both()
 
     def _outputs(self, folder: ImageSource) -> torch.Tensor:
         size = self.cfg.VIEWS.CROP_SIZE
@@ -198,20 +173,22 @@ class _Run:
 
     def _knn(self, test: torch.Tensor | None) -> None:
         """Accuracy of the nearest neighbours, before any training: needs no classifier."""
-        features = self._outputs(self.train)
+        features = self._outputs(self.data.train)
         if not is_main() or test is None:
             return
         knn = self.cfg.KNN
-        labels = torch.tensor(self.train.labels())
+        labels = torch.tensor(self.data.train.labels())
         self.found.knn = knn_in_parts(
-            features, labels, test, self.test_labels, knn.K, knn.TEMPERATURE
+            features, labels, test, self.data.labels, knn.K, knn.TEMPERATURE
         )
         log.info("kNN (k = %d): %.2f %%", knn.K, self.found.knn)
 
     def _loader(self) -> Loader:
-        cfg, labels = self.cfg, self.train.labels()
-        dataset = ViewDataset(self.train, view_recipe(cfg), 1, cfg.SEED, labels, cfg.DATA.PIPELINE)
-        count, batch_size = len(self.train.files), cfg.SOLVER.BATCH_SIZE
+        cfg, labels = self.cfg, self.data.train.labels()
+        dataset = ViewDataset(
+            self.data.train, view_recipe(cfg), 1, cfg.SEED, labels, cfg.DATA.PIPELINE
+        )
+        count, batch_size = len(self.data.train.files), cfg.SOLVER.BATCH_SIZE
         where = (self.start, rank(), world_size())
         batches = EpochBatches(count, batch_size, self.total_steps, cfg.SEED, *where)
         return Loader(dataset, batches, self.workers, self.device)
@@ -285,15 +262,15 @@ class _Run:
         """Accuracy on all test images; of frozen features only the classifier is new."""
         self.model.eval()
         if frozen_test is None:
-            logits = self._outputs(self.test)
+            logits = self._outputs(self.data.test)
         if writer is None:
             return
         if frozen_test is not None:
             with torch.no_grad():
                 logits = self.model.fc(frozen_test.to(self.device)).cpu()
         epoch = done // self.steps_per_epoch
-        top1 = accuracy(logits, self.test_labels, 1)
-        top5 = accuracy(logits, self.test_labels, 5) if logits.shape[1] > 5 else None
+        top1 = accuracy(logits, self.data.labels, 1)
+        top5 = accuracy(logits, self.data.labels, 5) if logits.shape[1] > 5 else None
         self.found.add(epoch, top1, top5)
         values = {"top1": top1} | ({} if top5 is None else {"top5": top5})
         writer.write(done - 1, {"epoch": epoch} | values)
@@ -315,11 +292,8 @@ class _Run:
             "weights": self.cfg.WEIGHTS,
             **self.network.to_dict(),
             "backbone_unchanged": True if self.frozen else None,
-            "train": {"images": len(self.train.files), "sha256": self.identity["train"]},
-            "test": {"images": len(self.test.files), "sha256": self.identity["test"]},
-            "classes": len(self.train.classes()),
-            "test_images_seen": self.seen,
-            "test_images_in_train": len(self.trained_on),
+            **self.data.to_dict(self.identity),
+            "test_images_in_train": self.in_both,
             "processes": world_size(),
             "seconds": round(seconds, 1),
             "versions": versions(),

@@ -67,7 +67,7 @@ def test_wrong_folders_and_weights_are_refused(
 def test_a_class_without_test_images_shifts_nothing(
     folders: tuple[Path, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    from pretrain.linear.config import test_labels as labels_of
+    from pretrain.linear.data import test_labels as labels_of
 
     for path in (folders[1] / "a").iterdir():
         path.unlink()

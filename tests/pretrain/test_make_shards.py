@@ -18,7 +18,7 @@ from test_trainer import run
 
 from convert.seen_images import SeenImages
 from pretrain.linear.config import default_cfg as linear_cfg
-from pretrain.linear.config import seen_test_images
+from pretrain.linear.data import seen_test_images
 from pretrain.sharding.content import Options
 from pretrain.sharding.make_shards import make_shards
 from pretrain.source import raw
