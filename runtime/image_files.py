@@ -8,9 +8,16 @@ from pathlib import Path
 from runtime.errors import InputError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Of images in formats that are not read
+OTHER_SUFFIXES = (
+    *(".avif", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
+    *(".pbm", ".pgm", ".pnm", ".ppm"),
+)
 
 
-def images_below(folder: str | os.PathLike[str]) -> list[str]:
+def images_below(
+    folder: str | os.PathLike[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> list[str]:
     """Paths of all images below ``folder``: relative to it, with "/", sorted.
 
     Links are followed, except to a folder that the way here leads through: its images would come
@@ -32,7 +39,7 @@ def images_below(folder: str | os.PathLike[str]) -> list[str]:
         files += [
             os.path.relpath(os.path.join(place, name), folder).replace(os.sep, "/")
             for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return sorted(files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -15,9 +16,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from pretrain.source.decode import MAX_BYTES, decode, decode_pixels, reason
+from pretrain.source.decode import MAX_BYTES, decode, decode_pixels, printable, reason
 from runtime.errors import InputError
-from runtime.image_files import IMAGE_SUFFIXES, images_below
+from runtime.image_files import IMAGE_SUFFIXES, OTHER_SUFFIXES, images_below
+
+log = logging.getLogger("moco")
 
 Decoded = TypeVar("Decoded")
 
@@ -138,6 +141,7 @@ class ImageFolder(ImageSource):
 
     root: Path
     files: tuple[str, ...]
+    left_out: tuple[str, ...] = ()  # images of formats that are not read
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str], option: str = "DATA.ROOT") -> ImageFolder:
@@ -147,11 +151,23 @@ class ImageFolder(ImageSource):
         path = Path(root)
         if not path.is_dir():
             raise InputError(f"{option} {str(path)!r} is not a folder: name a folder of images")
-        files = images_below(path)
+        files, others = list[str](), list[str]()
+        for name in images_below(path, IMAGE_SUFFIXES + OTHER_SUFFIXES):
+            (files if name.lower().endswith(IMAGE_SUFFIXES) else others).append(name)
         if not files:
             known = " ".join(IMAGE_SUFFIXES)
             raise InputError(f"{option} {str(path)!r} holds no images: looked for {known}")
-        return cls(path, tuple(files))
+        return cls(path, tuple(files), tuple(others))
+
+    def describe(self) -> None:
+        """Tell of images that are left out."""
+        if self.left_out:
+            log.warning(
+                "%d image(s) of %s are left out, of formats that are not read, %s for one: convert "
+                "them to %s",
+                *(len(self.left_out), self.place, printable(self.left_out[0])),
+                " ".join(IMAGE_SUFFIXES),
+            )
 
     def read(self, index: int) -> bytes:
         """The file of image ``index``. InputError where that fails."""

@@ -60,6 +60,22 @@ def test_a_folder_that_cannot_be_listed_is_refused(
         ImageFolder.scan(image_folder)
 
 
+def test_images_of_other_formats_are_told_of(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ImageFolder.scan(image_folder)
+    folder.describe()
+    assert not caplog.records
+    (image_folder / "a" / "photo.HEIC").write_bytes(b"1")
+    (image_folder / "b" / "sign.ppm").write_bytes(b"1")
+    more = ImageFolder.scan(image_folder)
+    more.describe()
+    assert more.files == folder.files
+    assert more.fingerprint() == folder.fingerprint()
+    assert "2 image(s)" in caplog.text
+    assert "a/photo.HEIC for one" in caplog.text
+
+
 def test_labels_are_the_top_folders(image_folder: Path) -> None:
     folder = ImageFolder.scan(image_folder)
     assert folder.classes() == ("a", "b")
