@@ -195,12 +195,17 @@ def unfold(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def is_folded(state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether all BN statistics are those of :func:`unfold`."""
+def is_folded(state: Mapping[str, torch.Tensor], by_detectron2: bool = False) -> bool:
+    """Whether all BN statistics are those of :func:`unfold`.
+
+    ``by_detectron2``: or variance 1, which its ``FrozenBatchNorm2d`` takes where a file that it
+    starts from has none, MSRA's ResNets for one. Its detectors then have it.
+    """
     means = [value for name, value in state.items() if name.endswith(".running_mean")]
     variances = [value for name, value in state.items() if name.endswith(".running_var")]
+    usual = (1 - BN_EPS, 1.0) if by_detectron2 else (1 - BN_EPS,)
     return (
         bool(means)
         and not any(mean.any() for mean in means)
-        and all(torch.equal(var, torch.ones_like(var) - BN_EPS) for var in variances)
+        and any(all(var.eq(value).all() for var in variances) for value in usual)
     )

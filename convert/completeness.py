@@ -48,12 +48,15 @@ class Findings:
         return dict.fromkeys(self.missing, MISSING) | dict.fromkeys(self.untrained, UNTRAINED)
 
 
-def examine(state: Mapping[str, torch.Tensor], architecture: Architecture) -> Findings:
+def examine(
+    state: Mapping[str, torch.Tensor], architecture: Architecture, folded: bool = False
+) -> Findings:
     """Compare a state dict in torchvision's names with what ``architecture`` needs.
 
     Training changes the running statistics of a norm layer at the first step, so a layer that
     still has its initial ones was never trained, or has lost them: an average of the weights
-    without the buffers, Caffe's folded BN in torchvision's names. A convolution that still has its
+    without the buffers, Caffe's folded BN in torchvision's names. Where BN is known to be
+    ``folded`` into weight and bias, these must have been trained. A convolution that still has its
     random initial weights cannot be told from a trained one; a constant one can.
     Batch counters may be absent, all of them: nothing is computed from them.
     """
@@ -66,7 +69,7 @@ def examine(state: Mapping[str, torch.Tensor], architecture: Architecture) -> Fi
         if name in state:
             wrong += _wrong(name, state[name], shape)
     norms = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
-    untrained = tuple(name for name in norms if _initial(state, name))
+    untrained = tuple(name for name in norms if _initial(state, name, folded))
     return Findings(tuple(wrong), missing, untrained, len(norms))
 
 
@@ -75,13 +78,14 @@ def check_complete(
     architecture: Architecture,
     source: str,
     allow_missing: bool = False,
+    folded: bool = False,
 ) -> dict[str, str]:
-    """Demand every backbone tensor in name and shape, finite and trained.
+    """Demand every backbone tensor in name and shape, finite and trained (:func:`examine`).
 
     With ``allow_missing`` missing and untrained ones are returned, by name, instead of refused.
     Raises InputError that lists what is wrong.
     """
-    findings = examine(state, architecture)
+    findings = examine(state, architecture, folded)
     problems = findings.sentences(allow_missing)
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
@@ -104,6 +108,11 @@ def _wrong(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[s
         yield f"{name} is {float(value.flatten()[0]):g} everywhere"
 
 
-def _initial(state: Mapping[str, torch.Tensor], name: str) -> bool:
-    mean, var = state.get(f"{name}.running_mean"), state[f"{name}.running_var"]
-    return mean is not None and bool(mean.eq(0).all()) and bool(var.eq(1).all())
+def _initial(state: Mapping[str, torch.Tensor], name: str, folded: bool) -> bool:
+    def is_all(part: str, *values: float) -> bool:
+        tensor = state.get(f"{name}.{part}")
+        return tensor is not None and any(bool(tensor.eq(v).all()) for v in values)
+
+    if folded:  # residual branches may begin with weight 0
+        return is_all("weight", 1.0, 0.0) and is_all("bias", 0.0)
+    return is_all("running_mean", 0.0) and is_all("running_var", 1.0)

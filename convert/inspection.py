@@ -21,7 +21,7 @@ def inspect(path: str | Path, *, name: str = "", branch: str = "") -> dict[str, 
     conversion is listed under ``problems``.
     """
     source = recognise(path, name=name, branch=branch)
-    findings = examine(source.backbone, source.architecture)
+    findings = examine(source.backbone, source.architecture, source.conventions.frozen_bn)
     stages: dict[str, list[str]] = {}
     for name in source.backbone:
         stages.setdefault(detectron2_name(name).split(".", 1)[0], []).append(name)

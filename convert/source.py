@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from convert import naming
 from convert.architecture import BN_EPS, Architecture, identify, is_folded
 from convert.completeness import check_complete
 from convert.conventions import Conventions, configuration, said_beside, said_inside
@@ -72,7 +73,8 @@ def read_source(
     """
     source = recognise(path, name=name, branch=branch)
     architecture, state = source.architecture, source.backbone
-    incomplete = check_complete(state, architecture, str(path), allow_missing)
+    folded = source.conventions.frozen_bn
+    incomplete = check_complete(state, architecture, str(path), allow_missing, folded)
     ordered = {name: state[name] for name in architecture.shapes() if name in state}
     return replace(source, backbone=ordered, incomplete=incomplete)
 
@@ -86,7 +88,8 @@ def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
     _refuse_by_words(content, path)
     architecture = identify(state, source)
     tensors = all_tensors(content, found)
-    conventions = _conventions(content, found, architecture, is_folded(state), path)
+    folded = is_folded(state, found.format.naming in (naming.detectron2, naming.detector))
+    conventions = _conventions(content, found, architecture, folded, path)
     part = next((name for name in tensors if DETECTOR.search(name)), "")
     return Source(
         backbone=state,

@@ -13,19 +13,30 @@ from runtime.errors import InputError
 BASE_KEY = "_BASE_"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 8
+MAX_SHARED = 100  # aliases in a file, and entries of the list that one is for
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, which a few bytes can blow up to gigabytes with,
-    without repeated keys, of which the last would silently win, and without YAML 1.1's numbers to
-    the bases 8 and 60: nobody means 64 by 0100, or 90 by 1:30."""
+    """PyYAML's safe loader without repeated keys, of which the last would silently win, and without
+    YAML 1.1's numbers to the bases 8 and 60: nobody means 64 by 0100, or 90 by 1:30.
+
+    Aliases stand for plain lists only, as in every ``config.yaml`` of Detectron2: others can blow
+    up a few bytes to gigabytes.
+    """
+
+    aliases = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
+        if not self.check_event(yaml.events.AliasEvent):
+            return super().compose_node(parent, index)
+        alias = self.get_event()
+        node: Any = self.anchors.get(alias.anchor)
+        self.aliases += 1
+        if self.aliases > MAX_SHARED or not _is_plain_list(node):
             raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not allowed", self.peek_event().start_mark
+                None, None, "aliases may stand for short plain lists only", alias.start_mark
             )
-        return super().compose_node(parent, index)
+        return yaml.SequenceNode(node.tag, list(node.value), alias.start_mark, alias.end_mark)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -46,6 +57,14 @@ class _Loader(yaml.SafeLoader):
         return self.yaml_constructors[f"{node.tag}:base"](self, node)
 
 
+def _is_plain_list(node: Any) -> bool:
+    return (
+        isinstance(node, yaml.SequenceNode)
+        and len(node.value) <= MAX_SHARED
+        and all(isinstance(item, yaml.ScalarNode) for item in node.value)
+    )
+
+
 for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
     _Loader.add_constructor(f"{_tag}:base", _Loader.yaml_constructors[_tag])
     _Loader.add_constructor(_tag, _Loader.construct_decimal)
@@ -54,8 +73,9 @@ for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a YAML recipe; ``_BASE_`` names a file (or files), relative to the one that names it.
 
-    Values of a file override those of its bases. Only plain YAML is read: no object tags, no
-    aliases, local files of at most 1 MiB. InputError, naming the file, for everything else.
+    Values of a file override those of its bases. Only plain YAML is read: no object tags, aliases
+    for short plain lists only, local files of at most 1 MiB. InputError, naming the file, for
+    everything else.
     """
     return _read(Path(path), ())
 

@@ -141,6 +141,30 @@ def test_detectron2_file_of_unknown_conventions(tmp_path: Path) -> None:
     assert all(torch.equal(source.backbone[n], v) for n, v in backbone(1).items())
 
 
+@pytest.mark.parametrize("variance", [1.0, 1 - 1e-5])
+def test_detectron2_gives_frozen_bn_the_statistics_that_msra_left_out(
+    tmp_path: Path, variance: float
+) -> None:
+    """So the detectors of its zoo have mean 0 and variance 1; as SyncBN they would be spoilt."""
+    state = {name: value.clone() for name, value in backbone(1).items()}
+    for name, value in state.items():
+        if "running" in name:
+            value.fill_(variance if name.endswith("var") else 0)
+    names = {f"backbone.bottom_up.{n}": v for n, v in detectron2(state).items()}
+    file = write({"model": names, "__author__": "Detectron2 Model Zoo"}, tmp_path / "final.pkl")
+    source = read_source(file, name="detectron2-msra")
+    assert source.conventions.frozen_bn
+    assert all(torch.equal(source.backbone[n], v) for n, v in state.items())
+    for name, value in names.items():  # as such a network is before its training
+        if name.endswith(("norm.weight", "norm.bias")):
+            value[:] = name.endswith("weight")
+    with pytest.raises(InputError, match="untrained: all 20 norm layers"):
+        read_source(write({"model": names}, file), name="detectron2-msra")
+    if variance == 1:
+        with pytest.raises(InputError, match="untrained: all 20 norm layers"):  # or lost
+            read_source(write(state, tmp_path / "other.pth"))
+
+
 @pytest.mark.parametrize(
     ("name", "detector"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from runtime.errors import InputError
 from runtime.yaml_file import read_recipe
@@ -38,6 +39,16 @@ def test_a_cycle_is_named(tmp_path: Path) -> None:
         read_recipe(path)
 
 
+def test_aliases_of_plain_lists_are_lists_of_their_own(tmp_path: Path) -> None:
+    """As PyYAML, and so Detectron2, writes a list that is there twice."""
+    shared = [10.0, 5.0]
+    text = yaml.safe_dump({"A": [shared, [3]], "B": {"C": shared}})
+    assert "*id001" in text
+    found = read_recipe(write(tmp_path, "a.yaml", text))
+    assert found == {"A": [shared, [3]], "B": {"C": shared}}
+    assert found["A"][0] is not found["B"]["C"]
+
+
 def test_nesting_has_a_limit(tmp_path: Path) -> None:
     for index in range(9):
         write(tmp_path, f"{index}.yaml", f"_BASE_: {index + 1}.yaml\n")
@@ -51,7 +62,12 @@ def test_nesting_has_a_limit(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("A: !!python/object/apply:os.system ['true']\n", "constructor for the tag"),
-        ("A: &x [1]\nB: *x\n", "anchors and aliases"),
+        ("A: &x [[1]]\nB: *x\n", "aliases may stand for short plain lists only"),
+        ("A: &x {b: 1}\nB: *x\n", "short plain lists only"),
+        ("A: &x [1, *x, *x]\n", "short plain lists only"),
+        ("A: *x\n", "short plain lists only"),
+        (f"A: &x [{'1, ' * 101}]\nB: *x\n", "short plain lists only"),
+        (f"A: &x [1]\nB: [{'*x, ' * 101}]\n", "short plain lists only"),
         ("A: 1\nA: 2\n", "'A' is there twice"),
         ("- 1\n- 2\n", "a YAML mapping"),
         ("", "a YAML mapping"),
