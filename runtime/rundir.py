@@ -20,8 +20,8 @@ METRICS = "metrics.json"
 def prepare(output: str | os.PathLike[str], resume: bool) -> Path:
     """Make the run folder, or take the existing one.
 
-    Raises InputError where the folder already holds a run and ``resume`` is off, where it holds
-    something else, or where no folder is named.
+    Raises InputError where the folder already holds a run and ``resume`` is off, where it is a file
+    or cannot be made, or where none is named.
     """
     if not str(output):
         raise InputError("OUTPUT_DIR is not set: name a folder for the run, OUTPUT_DIR DIR")
