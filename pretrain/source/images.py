@@ -156,7 +156,9 @@ class ImageFolder(ImageSource):
             (files if name.lower().endswith(IMAGE_SUFFIXES) else others).append(name)
         if not files:
             known = " ".join(IMAGE_SUFFIXES)
-            raise InputError(f"{option} {str(path)!r} holds no images: looked for {known}")
+            shards = images_below(path, (".tar",))
+            hint = f"; shards lie in {str((path / shards[0]).parent)!r}: name it" if shards else ""
+            raise InputError(f"{option} {str(path)!r} holds no images: looked for {known}{hint}")
         return cls(path, tuple(files), tuple(others))
 
     def describe(self) -> None:

@@ -186,7 +186,10 @@ def test_wrong_lists_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_other_roots_are_refused(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"")
+    (tmp_path / "sets" / "train").mkdir(parents=True)
+    write_tar(tmp_path / "sets" / "train" / "0.tar", [("a.jpg", b"1")])
     for root, message in {
+        f"{tmp_path}/sets": "no images: looked for .*; shards lie in '.*/sets/train': name it",
         "": "is not set",
         "file:///x.tar": "name the path itself",
         "s3://bucket/x": "name a .tar file, a pattern",
