@@ -15,7 +15,7 @@ from typing import Any
 
 from convert.architecture import BLOCKS, Architecture
 from convert.foreign import arguments
-from convert.hub_config import hub_config
+from convert.hub_config import hub_config, hub_pixels
 from runtime.errors import InputError
 from runtime.yaml_file import read_recipe
 
@@ -173,6 +173,7 @@ FAIR_BGR: dict[str, Any] = {
 }
 
 
+ASSUMED = "the pixel mean and std of ImageNet"
 CONFIGURATIONS = ("cfg", "config")  # entries of OpenMMLab's ``meta``
 
 
@@ -190,8 +191,8 @@ def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Conventions that the checkpoint ``source`` records; empty where it does not.
 
     lightly-train records mean and std (``normalize_args``), so does timm's ``train.py`` where
-    they were given to it (``args``), and timm for the Hub (``config.json``); OpenMMLab records
-    its configuration (``meta.cfg``, before MMEngine ``meta.config``).
+    they were given to it (``args``), and timm and transformers beside what they write for the Hub;
+    OpenMMLab records its configuration (``meta.cfg``, before MMEngine ``meta.config``).
     """
     entry = content.get("lightly_train")
     values = entry.get("normalize_args") if isinstance(entry, Mapping) else None
@@ -200,9 +201,15 @@ def said_inside(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     args = arguments(content)
     if "arch" in content and args.get("mean") and args.get("std"):
         return _normalisation(args, f"args of {source}")
-    timm = hub_config(source).get("pretrained_cfg", {})
+    hub = hub_config(source)
+    timm = hub.get("pretrained_cfg", {})
     if timm.get("mean") and timm.get("std"):
         return _normalisation(timm, f"config.json beside {source}")
+    if hub.get("model_type") == "resnet":
+        stride = {"stride_in_1x1": bool(hub.get("downsample_in_bottleneck"))}
+        pixels = hub_pixels(source)
+        where = f"preprocessor_config.json beside {source}"
+        return stride | (_normalisation(pixels, where) if pixels else {"assumed": ASSUMED})
     return _in_configuration(configuration(content))
 
 

@@ -69,7 +69,10 @@ def _row(name: str, branches: str | Mapping[str, str], *marks: str, **more: Any)
 
 
 CONFIGURABLE = frozenset(
-    ("OpenMMLab", "stable-pretraining", "solo-learn", "lightly", "timm", "torchvision", "other")
+    (
+        *("OpenMMLab", "stable-pretraining", "solo-learn", "lightly", "timm", "torchvision"),
+        *("transformers", "other"),
+    )
 )
 OTHER = _row("other", "")  # only for --format: the one ResNet that a file holds, wherever it is
 _MSRA = {"conventions": MSRA_BGR}
@@ -182,6 +185,8 @@ FORMATS = (
     _row("torchvision", "model/"),  # torchvision's training reference
     _row("torchvision", "state_dict/"),  # PyTorch's ImageNet example
     _row("torchvision", ""),  # timm's ResNets have the same names
+    _row("transformers", "resnet.", naming=naming.transformers),
+    _row("transformers", "", naming=naming.transformers),
     _row("Detectron2, torchvision", "model/", "__author__=torchvision", naming=naming.detectron2),
     _row("Detectron2, torchvision", "model/", "__author__=MOCO", naming=naming.detectron2),
     _row("Detectron2, torchvision", "model/", "__author__=PixPro", naming=naming.detectron2),

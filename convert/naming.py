@@ -21,6 +21,9 @@ RENAMES = (
 )
 HEADS = ("fc.", "head.", "classifier.", "projection_head.", "prototypes.", "linear.")
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_TRANSFORMERS = re.compile(
+    r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:shortcut|layer\.(\d))\.(convolution|normalization)\.(.+)"
+)
 _BLOBS = re.compile(r"(conv1|res_conv1|res([2-5])_(\d+)_branch(1|2a|2b|2c))_(.+)")
 _BLOB_PARTS = {"1": "downsample", "2a": "1", "2b": "2", "2c": "3"}
 _BLOB_TENSORS = {
@@ -85,3 +88,21 @@ def caffe2(name: str) -> str | None:
         return f"{where}{norm}.{_BLOB_TENSORS[tensor]}"
     conv = "downsample.0" if shortcut else f"conv{part}"
     return f"{where}{conv}." + {"w": "weight", "b": "bias"}.get(tensor, tensor)
+
+
+def transformers(name: str) -> str | None:
+    """Hugging Face's ``ResNetModel``."""
+    stem = {"embedder.embedder.convolution.": "conv1.", "embedder.embedder.normalization.": "bn1."}
+    for theirs, ours in stem.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    found = _TRANSFORMERS.fullmatch(name)
+    if found is None:
+        return None
+    stage, block, number, kind, tensor = found.groups()
+    norm = kind == "normalization"
+    if number is None:
+        part = f"downsample.{int(norm)}"
+    else:
+        part = f"{'bn' if norm else 'conv'}{int(number) + 1}"
+    return f"layer{int(stage) + 1}.{block}.{part}.{tensor}"

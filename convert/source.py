@@ -13,7 +13,7 @@ import torch
 from convert import naming
 from convert.architecture import BN_EPS, Architecture, identify, is_folded
 from convert.completeness import check_complete
-from convert.conventions import Conventions, configuration, said_beside, said_inside
+from convert.conventions import ASSUMED, Conventions, configuration, said_beside, said_inside
 from convert.detect import Found, all_tensors, backbone_state, detect, head_tensors
 from convert.foreign import arguments
 from convert.hub_config import hub_config
@@ -22,9 +22,9 @@ from convert.seen_images import SeenImages
 from runtime.errors import InputError
 from runtime.files import sha256
 
-ASSUMED = "the pixel mean and std of ImageNet"
-# Torchvision's names are also those of weights from Caffe (BGR, stride in the 1x1 convolution).
-BARE = ("torchvision", "other")
+# Torchvision's names are also those of weights from Caffe (BGR, stride in the 1x1 convolution);
+# transformers' without their config.json may have the stride there, too.
+BARE = ("torchvision", "transformers", "other")
 ASSUMED_OF_BARE = f"RGB, {ASSUMED}, and the stride in the 3x3 convolution"
 # Parts of detectors: Detectron2's (C4 models have res5 there, too), MMDetection's, torchvision's
 DETECTOR = re.compile(
@@ -115,6 +115,10 @@ def _refuse_by_words(content: Mapping[str, Any], path: str | Path) -> None:
         if isinstance(name, str) and BLURRED.search(name)
     ]
     reasons += [f"{key} {options[key]!r}" for key in INVISIBLE if options.get(key)]
+    if hub.get("downsample_in_first_stage"):  # transformers
+        reasons.append("a stride of 2 in its first stage")
+    if (activation := hub.get("hidden_act", "relu")) != "relu":
+        reasons.append(f"hidden_act {activation!r}")
     found = BN_WITH_EPS.search(configuration(content))
     eps = float(found[1]) if found else args.get("bn_eps")
     if isinstance(eps, float) and eps != BN_EPS:

@@ -251,6 +251,21 @@ def detectron2_torchvision(q: State, _: State) -> dict[str, Any]:
 
 
 # Layout, file name, the format's name, the encoder that is taken, the other encoder.
+def transformers(q: State, _: State) -> dict[str, Any]:
+    """``ResNetForImageClassification``."""
+    out: State = head("classifier.1")
+    for name, value in q.items():
+        *where, layer, tensor = re.sub(r"downsample\.(\d)", r"downsample\1", name).split(".")
+        kind = "convolution" if value.ndim == 4 else "normalization"
+        if not where:
+            out[f"resnet.embedder.embedder.{kind}.{tensor}"] = value
+            continue
+        part = "shortcut" if "downsample" in layer else f"layer.{int(layer[-1]) - 1}"
+        place = f"stages.{int(where[0][-1]) - 1}.layers.{where[1]}"
+        out[f"resnet.encoder.{place}.{part}.{kind}.{tensor}"] = value
+    return out
+
+
 LAYOUTS: tuple[tuple[Layout, str, str, str, str], ...] = (
     (moco, "x.pth.tar", "official MoCo", "query", "key"),
     (moco_v3, "x.pth.tar", "official MoCo v3", "base", "momentum"),
@@ -277,6 +292,11 @@ LAYOUTS: tuple[tuple[Layout, str, str, str, str], ...] = (
     (solo_learn, "x.ckpt", "solo-learn", "backbone", "momentum"),
     (solo_learn_old, "x.ckpt", "solo-learn", "encoder", "momentum"),
     (lightly, "x.ckpt", "lightly", "backbone", "momentum"),
+    (transformers, "x.safetensors", "transformers", "", ""),
+    (
+        lambda q, k: {n[7:]: v for n, v in transformers(q, k).items() if n.startswith("resnet.")},
+        *("x.bin", "transformers", "", ""),
+    ),
     (lightly_benchmark, "x.ckpt", "lightly", "backbone", "key"),
     (lightly_dino, "x.ckpt", "lightly", "teacher", "student"),
     (lightly_train, "x.ckpt", "lightly-train", "", ""),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from layouts import LAYOUTS, detectron2, head, moco, under
+from layouts import LAYOUTS, detectron2, head, moco, transformers, under
 from networks import backbone, write
 
 from convert.backbone_file import read_backbone
@@ -179,3 +180,24 @@ def test_openmmlab_says_it_in_its_configuration(
     assert bool(said.assumed) == (mean is None)
     if std is not None:
         assert said.pixel_std == std
+
+
+def test_transformers_says_it_beside_its_weights(tmp_path: Path) -> None:
+    weights = write(transformers(backbone(1), {}), tmp_path / "model.safetensors")
+    assert "stride in the 3x3" in read_source(weights).conventions.assumed  # by nobody
+    config = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_bottleneck": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = read_source(weights).conventions
+    assert (said.stride_in_1x1, said.assumed) == (True, "the pixel mean and std of ImageNet")
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
+    said = read_source(weights).conventions
+    assert (said.pixel_mean, said.pixel_std) == ((127.5, 102, 76.5), (51, 51, 25.5))
+    assert (said.stride_in_1x1, said.assumed) == (True, "")
+    for key, value, reason in (
+        ("downsample_in_first_stage", True, "a stride of 2 in its first stage"),
+        ("hidden_act", "gelu", "hidden_act 'gelu'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(InputError, match=f"cannot become a Detectron2 ResNet: {reason}"):
+            read_source(weights)
