@@ -45,12 +45,13 @@ class SeenImages:
         known = set(self.digests.tolist())
         return [name for i, name in enumerate(names) if digest(sha256(i)) in known]
 
-    def sentence(self, found: Sequence[str], count: int) -> str:
+    def sentence(
+        self, found: Sequence[str], count: int, images: str = "the images of pretraining"
+    ) -> str:
         """That ``found`` of ``count`` test images were seen; "at least" where this is a sample."""
         sample = "" if len(self.digests) == self.total else "at least "
         return (
-            f"{sample}{len(found)} of {count} test images were among the images of pretraining, "
-            f"{found[0]!r} for one"
+            f"{sample}{len(found)} of {count} test images were among {images}, {found[0]!r} for one"
         )
 
     def to_dict(self, tensor: bool = False) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def recognise(path: str | Path, *, name: str = "", branch: str = "") -> Source:
 
 
 def _refuse_by_words(content: Mapping[str, Any], path: str | Path) -> None:
-    """What no tensor shows, but entries of the file, its name or timm's ``config.json`` say."""
+    """What no tensor shows, but entries of the file, its name or the Hub's ``config.json`` say."""
     args, hub = arguments(content), hub_config(path)
     names = [content.get("arch"), hub.get("architecture"), Path(path).name]
     options = hub.get("model_args") or args.get("model_kwargs")

@@ -54,6 +54,12 @@ def image_folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's cache is ``tmp_path / "cache"``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write docs/parity.md after a run of the parity tests (PARITY_PAGE names the file).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +24,14 @@ log = logging.getLogger("moco")
 class Data:
     """Images to train on and to test with.
 
-    ``labels`` (int64) are the class indices of the test images. ``seen`` of them the encoder was
-    pretrained on; None where its file does not say.
+    ``labels`` (int64) are the class indices of the test images, ``sha256(i)`` gives that of test
+    image i.
     """
 
     train: ImageSource
     test: ImageSource
     labels: torch.Tensor
-    seen: int | None = None
+    sha256: Callable[[int], bytes]
 
     @classmethod
     def open(cls, cfg: CfgNode) -> Data:
@@ -37,7 +39,8 @@ class Data:
         cache = ShardCache.of(cfg.DATA.SHARD_CACHE, cfg.DATA.SHARD_CACHE_GIB)
         train = open_source(cfg.DATA.TRAIN, "DATA.TRAIN", cache)
         test = open_source(cfg.DATA.TEST, "DATA.TEST", cache)
-        return cls(train, test, torch.tensor(test_labels(train, test)))
+        labels = torch.tensor(test_labels(train, test))
+        return cls(train, test, labels, functools.cache(test.sha256))  # two checks ask for it
 
     def describe(self) -> None:
         """Say in the log what a user may want to know of them."""
@@ -46,18 +49,31 @@ class Data:
         if missing := set(range(len(self.train.classes()))) - set(self.labels.tolist()):
             log.warning("%d classes of DATA.TRAIN have no test image", len(missing))
 
+    def seen_by(self, cfg: CfgNode, seen: SeenImages | None) -> int | None:
+        """How many test images the encoder was pretrained on; None where its file does not say.
+
+        InputError if there are any and DATA.ALLOW_SEEN is off.
+        """
+        if seen is None:
+            return None
+        found = seen.among(self.test.files, self.sha256)
+        if found and not cfg.DATA.ALLOW_SEEN:
+            raise InputError(
+                f"{seen.sentence(found, len(self.test.files))}: take others, or allow it with "
+                "DATA.ALLOW_SEEN True, which results.json will say"
+            )
+        return len(found)
+
     def in_both(self) -> int:
         """How many test images are training images, too, byte for byte; a warning for any.
 
         Of very many training images a random sample is looked at (:class:`SeenImages`).
         """
-        train, test = self.train, self.test
-        found = SeenImages.of(len(train.files), train.sha256).among(test.files, test.sha256)
+        train = SeenImages.of(len(self.train.files), self.train.sha256)
+        found = train.among(self.test.files, self.sha256)
         if found:
-            log.warning(
-                "%d of %d test images are in DATA.TRAIN, too, %r for one: the accuracy is too high",
-                *(len(found), len(test.files), found[0]),
-            )
+            told = train.sentence(found, len(self.test.files), "those of DATA.TRAIN")
+            log.warning("%s: the accuracy is too high", told)
         return len(found)
 
     def identity(self) -> dict[str, str]:
@@ -70,24 +86,7 @@ class Data:
             "train": {"images": len(self.train.files), "sha256": identity["train"]},
             "test": {"images": len(self.test.files), "sha256": identity["test"]},
             "classes": len(self.train.classes()),
-            "test_images_seen": self.seen,
         }
-
-
-def seen_test_images(cfg: CfgNode, test: ImageSource, seen: SeenImages | None) -> int | None:
-    """How many test images the encoder was pretrained on; None where its file does not say.
-
-    InputError if there are any and DATA.ALLOW_SEEN is off.
-    """
-    if seen is None:
-        return None
-    found = seen.among(test.files, test.sha256)
-    if found and not cfg.DATA.ALLOW_SEEN:
-        raise InputError(
-            f"{seen.sentence(found, len(test.files))}: take others, or allow it with "
-            "DATA.ALLOW_SEEN True, which results.json will say"
-        )
-    return len(found)
 
 
 def test_labels(train: ImageSource, test: ImageSource) -> list[int]:

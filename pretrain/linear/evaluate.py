@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from pretrain.checks import check_values, late_milestones
 from pretrain.config import without_credentials
 from pretrain.linear import state
 from pretrain.linear.config import LINEAR_RULES, check, view_recipe
-from pretrain.linear.data import Data, seen_test_images
+from pretrain.linear.data import Data
 from pretrain.linear.features import accuracy, knn_in_parts, outputs
 from pretrain.linear.network import (
     Network,
@@ -67,7 +66,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     cfg = without_credentials(cfg)  # it goes into files and logs
     check(cfg, data.train, world_size())
     network = build_network(cfg, len(data.train.classes()))
-    data = replace(data, seen=seen_test_images(cfg, data.test, network.seen))
+    seen = data.seen_by(cfg, network.seen)
     device = run_device(cfg.DEVICE)
     if cfg.MODE == "finetune" and world_size() > 1 and device.type != "cuda":
         raise InputError("MODE finetune synchronises BN, which torch does on GPUs: use one process")
@@ -75,11 +74,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> Path:
     barrier()
     if not is_main():
         set_up_logging(None, main=False)
-        return _Run(cfg, data, network, device, output, resume).run()
+        return _Run(cfg, data, network, seen, device, output, resume).run()
     with rundir.locked(output):
         set_up_logging(output, main=True)
         data.describe()
-        return _Run(cfg, data, network, device, output, resume).run()
+        return _Run(cfg, data, network, seen, device, output, resume).run()
 
 
 class _Run:
@@ -90,12 +89,13 @@ class _Run:
         cfg: CfgNode,
         data: Data,
         network: Network,
+        seen: int | None,
         device: torch.device,
         output: Path,
         resume: bool,
     ) -> None:
         self.cfg, self.data, self.output = cfg, data, output
-        self.network, self.device = network, device
+        self.network, self.seen, self.device = network, seen, device
         self.frozen = cfg.MODE == "linear"
         self.steps_per_epoch = len(data.train.files) // cfg.SOLVER.BATCH_SIZE
         self.total_steps = self.steps_per_epoch * cfg.SOLVER.EPOCHS
@@ -138,6 +138,7 @@ class _Run:
             write_text(self.output / "config.yaml", dump(self.cfg))
             rewind_metrics(self.output, self.start)
             self._describe()
+            in_both = self.data.in_both()
         self.model.eval()
         with without_classifier(self.model):
             frozen_test = self._outputs(self.data.test) if self.frozen else None
@@ -150,7 +151,7 @@ class _Run:
         if self.frozen:
             check_unchanged(self.model, self.before)
         if is_main():
-            self._write_results(time.perf_counter() - started)
+            self._write_results(time.perf_counter() - started, in_both)
         barrier()
         return self.output / RESULTS
 
@@ -165,7 +166,6 @@ class _Run:
         )
         for line in late_milestones(self.cfg.SOLVER, "EPOCHS"):
             log.warning("%s", line)
-        self.in_both = data.in_both()
 
     def _outputs(self, folder: ImageSource) -> torch.Tensor:
         size = self.cfg.VIEWS.CROP_SIZE
@@ -283,7 +283,7 @@ class _Run:
             state.save(self.output, self.cfg, self.model, self.optimizer, where, self.found)
         barrier()
 
-    def _write_results(self, seconds: float) -> None:
+    def _write_results(self, seconds: float, in_both: int) -> None:
         """``seconds`` of this part of the run, if it was resumed."""
         found, path = self.found, self.output / RESULTS
         results = {
@@ -293,7 +293,8 @@ class _Run:
             **self.network.to_dict(),
             "backbone_unchanged": True if self.frozen else None,
             **self.data.to_dict(self.identity),
-            "test_images_in_train": self.in_both,
+            "test_images_seen": self.seen,
+            "test_images_in_train": in_both,
             "processes": world_size(),
             "seconds": round(seconds, 1),
             "versions": versions(),

@@ -75,12 +75,13 @@ class Shards(ImageSource):
 
     def describe(self) -> None:
         """Warn where samples hold several images: a mask beside a photo would be trained on."""
-        pairs = [(a, b) for a, b in pairwise(self.files) if sample_key(a) == sample_key(b)]
-        if pairs:
+        keys = pairwise(map(sample_key, self.files))
+        second = [i for i, (before, key) in enumerate(keys, start=1) if before == key]
+        if second:
             log.warning(
                 "%d image(s) share a sample with the one before, the first two are %r and %r: "
                 "each counts as an image of its own; masks and the like must not be in the shards",
-                *(len(pairs), *pairs[0]),
+                *(len(second), *self.files[second[0] - 1 : second[0] + 1]),
             )
 
     def read(self, index: int) -> bytes:

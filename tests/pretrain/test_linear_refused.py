@@ -115,7 +115,7 @@ def test_test_images_of_the_training_and_late_milestones_are_told_of(
     assert results["test_images_in_train"] == 2
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "SOLVER.MILESTONES 2 never come in SOLVER.EPOCHS 1" in log
-    assert "2 of 9 test images are in DATA.TRAIN, too, 'c/a_000.jpg' for one" in log
+    assert "2 of 9 test images were among those of DATA.TRAIN, 'c/a_000.jpg' for one" in log
 
 
 def test_a_damaged_image_is_named(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_images
 from PIL import Image
 from sources_synthetic import write_tar
@@ -18,7 +19,7 @@ from test_trainer import run
 
 from convert.seen_images import SeenImages
 from pretrain.linear.config import default_cfg as linear_cfg
-from pretrain.linear.data import seen_test_images
+from pretrain.linear.data import Data
 from pretrain.sharding.content import Options
 from pretrain.sharding.make_shards import make_shards
 from pretrain.source import raw
@@ -31,9 +32,7 @@ SMALL = Options(short_side=16, quality=90, shard_size=10)
 PLAIN = Options(shard_size=10)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -160,8 +159,10 @@ def test_a_test_image_is_refused_though_shards_held_it_smaller(
     make_shards(str(image_folder), str(tmp_path / "out"), SMALL)
     state = run(tmp_path / "out", tmp_path / "run", "SOLVER.EPOCHS", "1")
     seen = SeenImages.from_dict(state["seen_images"], "checkpoint")
+    folder = ImageFolder.scan(image_folder)
+    test = Data(folder, folder, torch.tensor([0]), folder.sha256)
     with pytest.raises(InputError, match="24 of 24 test images were among the images of pretrain"):
-        seen_test_images(linear_cfg(), ImageFolder.scan(image_folder), seen)
+        test.seen_by(linear_cfg(), seen)
 
 
 def test_odd_names(tmp_path: Path) -> None:

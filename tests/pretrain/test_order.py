@@ -36,9 +36,7 @@ COUNT = sum(SHARDS)
 SHARD_OF = np.repeat(np.arange(len(SHARDS)), SHARDS)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def slow_permutation(seed: int, epoch: int, images: int) -> list[int]:

@@ -28,10 +28,7 @@ from pretrain.source.shard_index import verify
 from runtime.errors import InputError
 from runtime.image_files import images_below
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess:

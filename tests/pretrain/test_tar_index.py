@@ -16,10 +16,7 @@ from pretrain.source import tar_index
 from pretrain.source.open_source import open_source
 from runtime.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_members_are_found_where_tarfile_finds_them(tmp_path: Path) -> None:
